@@ -1,0 +1,1 @@
+"""Files: configs, data tables, checkpoints and other stores."""

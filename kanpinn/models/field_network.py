@@ -1,0 +1,144 @@
+"""A field network: coordinates to physical fields, with input maps and built-in constraints.
+
+``u_f(x) = lift_f(x) + factor_f(x) N_f(inputs(x))``: the factor vanishes where a condition is built
+in exactly, and the lift carries its values. All of it is jet algebra.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from kanpinn.expressions import Expression
+from kanpinn.jets import Jet, JetSpec
+from kanpinn.models.inputs import Inputs
+from kanpinn.models.layer import Layer, Network
+
+Formula = str | float  # an expression in the coordinates
+
+
+@dataclass(frozen=True)
+class OutputMap:
+    """Built-in constraint and scaling of one field: ``u = lift + factor * N``.
+
+    Formulas are expressions in the coordinates, stored as text.
+    """
+
+    lift: Formula = 0.0
+    factor: Formula = 1.0
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """All that depends on the points alone: computed once per set of points.
+
+    Attributes:
+        z: input channels ``(K, n, channels)``.
+        first_features: features of the first layer ``(K, n, F)``, if they stay fixed.
+        lift: jets ``(K, n, n_fields)``.
+        factor: jets ``(K, n, n_fields)``, or ``None`` for one.
+    """
+
+    spec: JetSpec
+    z: Tensor
+    first_features: Tensor | None
+    lift: Tensor | None
+    factor: Tensor | None
+
+    def rows(self, rows: slice | Tensor) -> Prepared:
+        """The same for some of the points."""
+
+        def pick(data: Tensor | None) -> Tensor | None:
+            return None if data is None else data[:, rows]
+
+        return Prepared(
+            self.spec,
+            self.z[:, rows],
+            pick(self.first_features),
+            pick(self.lift),
+            pick(self.factor),
+        )
+
+
+class FieldNetwork(nn.Module):
+    """Fields over a domain, from one network.
+
+    Args:
+        fields: names of the outputs.
+        inputs: input maps.
+        network: maps ``inputs.n_channels`` channels to one output per field.
+        outputs: built-in constraints, per field.
+    """
+
+    def __init__(
+        self,
+        fields: tuple[str, ...],
+        inputs: Inputs,
+        network: Network,
+        outputs: tuple[OutputMap, ...] | None = None,
+    ) -> None:
+        super().__init__()
+        self.fields, self.inputs, self.network = fields, inputs, network
+        self.outputs = outputs or tuple(OutputMap() for _ in fields)
+
+    def with_network(self, network: Network) -> Self:
+        """The same maps around another network, a refined one for instance."""
+        return type(self)(self.fields, self.inputs, network, self.outputs)
+
+    def prepare(
+        self, x: Tensor, spec: JetSpec, side: Tensor | None = None, keep_features: bool = False
+    ) -> Prepared:
+        """What depends on the points ``x``, ``(n, d)``, alone.
+
+        ``side`` (n,) says from which side a point on an interface is approached;
+        ``keep_features`` also keeps the first layer's features, if they are fixed.
+        """
+        coordinates = Jet.coordinates(x, spec)
+        with torch.no_grad() if not x.requires_grad else torch.enable_grad():
+            z = self.inputs(coordinates, side).data
+            lift = self._maps(coordinates, [m.lift for m in self.outputs], neutral=0.0)
+            factor = self._maps(coordinates, [m.factor for m in self.outputs], neutral=1.0)
+        prepared = Prepared(spec, z, None, lift, factor)
+        first = self.network.layers[0]
+        if keep_features and isinstance(first, Layer) and first.fixed_features:
+            with torch.no_grad():
+                return replace(prepared, first_features=first.features(z, spec))
+        return prepared
+
+    def jet(self, prepared: Prepared) -> Jet:
+        """Field jets ``(K, n, n_fields)`` at prepared points."""
+        spec = prepared.spec
+        raw = Jet(spec, self.network.jet(prepared.z, spec, prepared.first_features))
+        if prepared.factor is not None:
+            raw = Jet(spec, prepared.factor) * raw
+        if prepared.lift is not None:
+            raw = Jet(spec, raw.data + prepared.lift)
+        return raw
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Field values ``(n, n_fields)`` at points ``(n, d)``."""
+        return self.jet(self.prepare(x, JetSpec.value_only(x.shape[-1]))).value
+
+    def _maps(
+        self, coordinates: Jet, formulas: list[Formula], neutral: float
+    ) -> Tensor | None:
+        """Stacked jets of the formulas, or ``None`` if all of them are neutral."""
+        if all(formula == neutral for formula in formulas):
+            return None
+        named = {name: coordinates[:, a] for a, name in enumerate(self.inputs.names)}
+        return torch.stack([evaluate(formula, named).data for formula in formulas], -1)
+
+
+def evaluate(formula: Formula, coordinates: Mapping[str, Jet]) -> Jet:
+    """Jet ``(K, n)`` of a formula in the coordinates."""
+    expression = Expression.parse(formula, tuple(coordinates))
+    value = expression(**{name: coordinates[name] for name in expression.variables})
+    if isinstance(value, Jet):
+        return value
+    like = next(iter(coordinates.values()))
+    constant = torch.as_tensor(value, dtype=like.data.dtype, device=like.data.device)
+    return Jet.constant(constant.expand_as(like.value), like.spec)

@@ -1,0 +1,92 @@
+"""Initial coefficients that keep the variance of activations through depth.
+
+The variance argument is that of Glorot and Bengio (AISTATS 2010), applied to the features of a
+spline layer as Rigas et al. do for KANs (arXiv 2509.03417). A univariate function starts as a
+straight line plus a small random spline: the line carries most of the variance, so that the
+initial network is smooth and its second derivatives are moderate at any number of knots.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from kanpinn.models.knot_layers import KnotLayer, PowerReluLayer
+from kanpinn.splines import Knots, SplineBasis, spline_to_relu
+
+UNIFORM_VARIANCE = 1.0 / 3.0  # of a uniform variable on [-1, 1]
+# Variance v of a normal variable x for which tanh(x) has variance 1/3: solved once by quadrature,
+# and checked by a test.
+VARIANCE_BEFORE_TANH = 0.7114
+NOISE_SHARE = 0.1
+
+
+def initialise_knot_layer(
+    layer: KnotLayer, generator: torch.Generator, input_variance: float = UNIFORM_VARIANCE
+) -> None:
+    """Draw the coefficients of a layer on knots.
+
+    With ``P`` inputs of variance ``s``, slopes ``a ~ N(0, (1 - e) v / (P s))`` and spline noise
+    ``~ N(0, e v / (P g))``, ``g`` the mean of ``sum_i b_i(x)^2``, each output has variance ``v``;
+    ``e`` is the noise's share and ``v`` makes the squashed output as spread as a uniform input.
+    """
+    knots, width = layer.knots, layer.in_width
+    variance = VARIANCE_BEFORE_TANH if layer.settings.squash else UNIFORM_VARIANCE
+    noise_scale = math.sqrt(NOISE_SHARE * variance / (width * _mean_square_sum(knots)))
+    slope_scale = math.sqrt((1 - NOISE_SHARE) * variance / (width * input_variance))
+    slopes = slope_scale * _normal((layer.out_width, width), layer, generator)
+    per_feature = torch.repeat_interleave(
+        slopes, torch.tensor(knots.n_functions, device=slopes.device), -1
+    )
+    noise = noise_scale * _normal((layer.out_width, knots.n_features), layer, generator)
+    spline = per_feature * _linear_coefficients(knots) + noise
+    if isinstance(layer, PowerReluLayer):
+        spline = spline_to_relu(knots, spline)
+    with torch.no_grad():
+        layer.coefficients[:, : knots.n_features] = spline
+        if layer.settings.base:
+            base_scale = math.sqrt(NOISE_SHARE * variance / width)
+            base = base_scale * _normal((layer.out_width, width), layer, generator)
+            layer.coefficients[:, knots.n_features :] = base
+
+
+def initialise_dense(
+    weights: nn.Parameter, generator: torch.Generator, gain: float, uniform_bound: float | None
+) -> None:
+    """Glorot normal weights with a gain, or uniform weights within a bound (SIREN)."""
+    fan_out, fan_in = weights.shape
+    with torch.no_grad():
+        if uniform_bound is not None:
+            draw = torch.rand(weights.shape, generator=generator, dtype=torch.float64)
+            weights.copy_((2 * draw - 1) * uniform_bound)
+        else:
+            draw = torch.randn(weights.shape, generator=generator, dtype=torch.float64)
+            weights.copy_(draw * gain * math.sqrt(2.0 / (fan_in + fan_out)))
+
+
+def _normal(shape: tuple[int, ...], layer: KnotLayer, generator: torch.Generator) -> Tensor:
+    """Normal numbers drawn on the CPU in float64, the same for every device and dtype."""
+    draw = torch.randn(shape, generator=generator, dtype=torch.float64)
+    return draw.to(layer.coefficients)
+
+
+def _linear_coefficients(knots: Knots) -> Tensor:
+    """Coefficients of the map of each channel's ``[a, b]`` onto ``[-1, 1]``, flat."""
+    rows, start = [], 0
+    greville = knots.greville()
+    for t, count in zip(knots.breakpoints, knots.n_functions, strict=True):
+        middle, half = (t[0] + t[-1]) / 2, (t[-1] - t[0]) / 2
+        rows.append((greville[start : start + count] - middle) / half)
+        start += count
+    return torch.cat(rows)
+
+
+def _mean_square_sum(knots: Knots) -> float:
+    """Mean over ``[a, b]`` of ``sum_i b_i(x)^2``, averaged over channels."""
+    t = knots.breakpoints
+    u = torch.linspace(0, 1, 201, dtype=t[0].dtype, device=t[0].device)[:, None]
+    lower, upper = (torch.stack([row[k] for row in t]) for k in (0, -1))
+    _, values = SplineBasis(knots).local(lower + (upper - lower) * u, 0)  # (1, 201, P, r)
+    return float((values[0] ** 2).sum(-1).mean())

@@ -1,0 +1,181 @@
+"""Input maps: what a network reads, made from the coordinates, each stored by name and numbers.
+
+Every map yields channels spread over about [-1, 1] on the domain, the interval of the first
+layer's knots. The maps are jets of the coordinates, so derivatives pass through them exactly.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from annotated_types import Ge, Gt
+from torch import Tensor
+
+from kanpinn.errors import ConfigError
+from kanpinn.expressions import Expression
+from kanpinn.jets import Jet
+
+Bounds = Mapping[str, tuple[float, float]]
+
+
+class InputMap(ABC):
+    """One map of coordinates to input channels."""
+
+    map: str
+    channels: ClassVar[int] = 1
+
+    @abstractmethod
+    def __call__(self, coordinates: Mapping[str, Jet], side: Tensor | None, bounds: Bounds) -> Jet:
+        """Channels ``(K, n, channels)`` from coordinate jets ``(K, n)``.
+
+        ``side`` (n,) tells from which side a point on a kink is approached (-1, +1; 0: neither).
+        """
+
+    @property
+    def n_channels(self) -> int:
+        """Number of channels the map yields."""
+        return self.channels
+
+
+@dataclass(frozen=True)
+class Coordinate(InputMap):
+    """The coordinate itself, its range scaled onto [-1, 1]."""
+
+    of: Annotated[str, "name of the coordinate"]
+    map: Annotated[Literal["coordinate"], "the coordinate, scaled to [-1, 1]"] = "coordinate"
+
+    def __call__(self, coordinates: Mapping[str, Jet], side: Tensor | None, bounds: Bounds) -> Jet:
+        """``2 (x - a)/(b - a) - 1``."""
+        return _unit(coordinates[self.of], *bounds[self.of])
+
+
+@dataclass(frozen=True)
+class Abs(InputMap):
+    """Distance to a plane, ``|x - at|``: lets one network carry a kink there (a level set)."""
+
+    of: Annotated[str, "name of the coordinate"]
+    at: Annotated[float, "position of the kink"] = 0.0
+    map: Annotated[Literal["abs"], "distance to a plane, for kinks at interfaces"] = "abs"
+
+    def __call__(self, coordinates: Mapping[str, Jet], side: Tensor | None, bounds: Bounds) -> Jet:
+        """``|x - at|`` scaled to [-1, 1]; on the plane, the side decides the slope's sign."""
+        shifted = coordinates[self.of] - self.at
+        sign = torch.sign(shifted.value)
+        if side is not None:
+            sign = torch.where(sign == 0, side.to(sign), sign)
+        reach = max(abs(end - self.at) for end in bounds[self.of])
+        return _unit(shifted * sign, 0.0, reach)
+
+
+@dataclass(frozen=True)
+class Asinh(InputMap):
+    """Graded coordinate ``asinh((x - at)/scale)``: resolves a layer of that width."""
+
+    of: Annotated[str, "name of the coordinate"]
+    scale: Annotated[float, Gt(0), "width that is resolved, in the coordinate's unit"]
+    at: Annotated[float, "centre of the grading"] = 0.0
+    map: Annotated[Literal["asinh"], "graded coordinate, fine near its centre"] = "asinh"
+
+    def __call__(self, coordinates: Mapping[str, Jet], side: Tensor | None, bounds: Bounds) -> Jet:
+        """``asinh((x - at)/scale)`` scaled to [-1, 1]."""
+        lower, upper = (math.asinh((end - self.at) / self.scale) for end in bounds[self.of])
+        stretched: Jet = torch.asinh((coordinates[self.of] - self.at) / self.scale)  # type: ignore[call-overload]
+        return _unit(stretched, lower, upper)
+
+
+@dataclass(frozen=True)
+class Periodic(InputMap):
+    """Exactly periodic channels ``cos(k w x), sin(k w x)``, ``w = 2 pi/(b - a)``."""
+
+    of: Annotated[str, "name of the coordinate"]
+    harmonics: Annotated[int, Ge(1), "number of pairs, k = 1 .. harmonics"] = 1
+    map: Annotated[Literal["periodic"], "cosine and sine of the coordinate"] = "periodic"
+
+    @property
+    def n_channels(self) -> int:
+        """Two per harmonic."""
+        return 2 * self.harmonics
+
+    def __call__(self, coordinates: Mapping[str, Jet], side: Tensor | None, bounds: Bounds) -> Jet:
+        """Cosine and sine of every harmonic."""
+        lower, upper = bounds[self.of]
+        angle = (coordinates[self.of] - lower) * (2 * math.pi / (upper - lower))
+        rows = []
+        for k in range(1, self.harmonics + 1):
+            rows += [torch.cos(angle * k), torch.sin(angle * k)]  # type: ignore[call-overload]
+        return Jet(angle.spec, torch.stack([row.data for row in rows], -1))
+
+
+@dataclass(frozen=True)
+class Formula(InputMap):
+    """Any expression in the coordinates, a level set for instance, with its range."""
+
+    formula: Annotated[str, "expression in the coordinates"]
+    range: Annotated[tuple[float, float], "least and greatest value on the domain"]
+    map: Annotated[Literal["formula"], "an expression in the coordinates"] = "formula"
+
+    def __call__(self, coordinates: Mapping[str, Jet], side: Tensor | None, bounds: Bounds) -> Jet:
+        """The expression, its range scaled to [-1, 1]."""
+        expression = Expression.parse(self.formula, tuple(coordinates))
+        value = expression(**{name: coordinates[name] for name in expression.variables})
+        if not isinstance(value, Jet):
+            raise ConfigError(f"model.inputs: formula {self.formula!r} does not use a coordinate")
+        return _unit(value, *self.range)
+
+
+AnyInputMap = Coordinate | Abs | Asinh | Periodic | Formula
+
+
+def _unit(jet: Jet, lower: float, upper: float) -> Jet:
+    scaled = (jet - (lower + upper) / 2) * (2 / (upper - lower))
+    return Jet(scaled.spec, scaled.data[..., None])
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """All input maps of a network, over a domain.
+
+    Attributes:
+        names: coordinates, in the order of the columns of ``x``.
+        bounds: range of every coordinate.
+        maps: the channels the network reads.
+    """
+
+    names: tuple[str, ...]
+    bounds: tuple[tuple[float, float], ...]
+    maps: tuple[AnyInputMap, ...]
+
+    def __post_init__(self) -> None:
+        for entry in self.maps:
+            name = getattr(entry, "of", None)
+            if name is not None and name not in self.names:
+                raise ConfigError(
+                    f"model.inputs: coordinate {name!r} is unknown; the problem has "
+                    f"{', '.join(self.names)}"
+                )
+            if isinstance(entry, Formula):
+                Expression.parse(entry.formula, self.names)
+
+    @classmethod
+    def coordinates(
+        cls, names: Sequence[str], bounds: Sequence[tuple[float, float]]
+    ) -> Inputs:
+        """The plain coordinates."""
+        return cls(tuple(names), tuple(bounds), tuple(Coordinate(of=name) for name in names))
+
+    @property
+    def n_channels(self) -> int:
+        """Number of channels the network reads."""
+        return sum(entry.n_channels for entry in self.maps)
+
+    def __call__(self, coordinates: Jet, side: Tensor | None) -> Jet:
+        """Channels ``(K, n, n_channels)`` of coordinate jets ``(K, n, d)``."""
+        named = {name: coordinates[:, a] for a, name in enumerate(self.names)}
+        bounds = dict(zip(self.names, self.bounds, strict=True))
+        jets = [entry(named, side, bounds) for entry in self.maps]
+        return Jet(coordinates.spec, torch.cat([jet.data for jet in jets], -1))

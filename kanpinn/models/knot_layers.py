@@ -1,0 +1,265 @@
+"""Layers on knots: B-splines (KAN) and power-ReLU channels (multichannel MLP), one function space."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from kanpinn.jets import JetSpec, chain_polynomials
+from kanpinn.models.layer import Layer, apply_elementwise, scatter_features
+from kanpinn.splines import (
+    Knots,
+    PowerReluBasis,
+    SplineBasis,
+    knots_from_logits,
+    logits_from_breakpoints,
+    project,
+    prolongation,
+    relu_prolongation,
+    relu_to_spline,
+    spline_to_relu,
+)
+
+
+@dataclass(frozen=True)
+class KnotLayerSettings:
+    """What a layer on knots is made of beside its knots and coefficients.
+
+    Attributes:
+        free: whether the interior knots are trained.
+        floor: least share of the mean spacing a free interval keeps.
+        squash: elementwise map in front of the basis (``"tanh"``), or ``None``.
+        base: elementwise function of the base branch (``"silu"``), or ``None``.
+    """
+
+    free: bool = False
+    floor: float = 0.05
+    squash: str | None = None
+    base: str | None = None
+
+
+class KnotLayer(Layer):
+    """``y_q = sum_p sum_i C[q,p,i] b_i(s(z_p)) [+ sum_p V[q,p] base(s(z_p))]``, ``s`` the squash.
+
+    Outside its knots every basis continues the end polynomial. The flat feature axis runs over
+    channels, and in a channel over ``i = 1-r .. n-1``; with equal counts the coefficients are the
+    canonical ``(out, in, i)`` array, flattened.
+
+    Args:
+        knots: one breakpoint vector per input channel.
+        out_width: number of outputs.
+        settings: free knots, squash, base branch.
+    """
+
+    def __init__(
+        self, knots: Knots, out_width: int, settings: KnotLayerSettings | None = None
+    ) -> None:
+        super().__init__()
+        self.settings = settings or KnotLayerSettings()
+        self.in_width, self.out_width = knots.channels, out_width
+        self.order, self.n_intervals = knots.order, knots.n_intervals
+        self.n_spline_features = knots.n_features
+        reference = knots.breakpoints[0]
+        extra = self.in_width if self.settings.base else 0
+        self.coefficients = nn.Parameter(
+            reference.new_zeros(out_width, self.n_spline_features + extra)
+        )
+        self._fixed_knots = knots
+        self._fixed_basis = None if self.settings.free else self._make_basis(knots)
+        if self.settings.free:
+            logits = logits_from_breakpoints(knots, self.settings.floor)
+            self.knots_free = nn.Parameter(logits[torch.isfinite(logits)])
+
+    @abstractmethod
+    def _make_basis(self, knots: Knots) -> Any:
+        """The basis on fixed knots."""
+
+    @abstractmethod
+    def _make_free_basis(self, padded: Tensor) -> Any:
+        """The basis on padded breakpoints that carry gradients."""
+
+    @abstractmethod
+    def _basis_features(self, z: Tensor, spec: JetSpec) -> Tensor:
+        """Feature jets ``(K, n, n_spline_features)``."""
+
+    @abstractmethod
+    def _transfer(self, fine: Knots) -> Callable[[Tensor], Tensor]:
+        """Exact map of spline coefficients to those on finer knots."""
+
+    @abstractmethod
+    def _projection(self, target: Knots) -> Callable[[Tensor], Tensor]:
+        """Least-squares map of spline coefficients to those on any knots."""
+
+    @property
+    def knots(self) -> Knots:
+        """The knots as they stand, without gradient."""
+        if not self.settings.free:
+            return self._fixed_knots
+        padded = self._padded_breakpoints().detach()
+        rows = [row[: n + 1].clone() for row, n in zip(padded, self.n_intervals, strict=True)]
+        return Knots.from_breakpoints(self.order, rows)
+
+    @property
+    def basis(self) -> Any:
+        """The basis on the current knots; for free knots it carries their gradient."""
+        if not self.settings.free:
+            return self._fixed_basis
+        return self._make_free_basis(self._padded_breakpoints())
+
+    @property
+    def fixed_features(self) -> bool:
+        """False for free knots: the features then depend on them."""
+        return not self.settings.free
+
+    def features(self, z: Tensor, spec: JetSpec) -> Tensor:
+        """Feature jets ``(K, n, n_features)`` of ``z``, ``(K, n, in_width)``."""
+        if self.settings.squash:
+            z = apply_elementwise(self.settings.squash, z, spec)
+        features = self._basis_features(z, spec)
+        if self.settings.base:
+            features = torch.cat([features, apply_elementwise(self.settings.base, z, spec)], -1)
+        return features
+
+    def refined(self, fine: Knots) -> Self:
+        """The same function on finer, nested knots.
+
+        Raises:
+            NestingError: if the knots do not nest.
+        """
+        return self._on_knots(fine, self._transfer(fine))
+
+    def refitted(self, knots: Knots) -> Self:
+        """The least-squares fit to this layer's functions on any knots over the same intervals."""
+        return self._on_knots(knots, self._projection(knots))
+
+    def _on_knots(self, knots: Knots, transfer: Callable[[Tensor], Tensor]) -> Self:
+        layer = type(self)(knots, self.out_width, self.settings)
+        n = self.n_spline_features
+        with torch.no_grad():
+            spline, base = self.coefficients[:, :n], self.coefficients[:, n:]
+            layer.coefficients.copy_(torch.cat([transfer(spline), base], -1))
+        return layer
+
+    def _padded_breakpoints(self) -> Tensor:
+        """Free breakpoints ``(channels, n_max + 1)``, ``+inf`` behind each channel's last."""
+        widest = max(self.n_intervals)
+        counts = torch.tensor(self.n_intervals, device=self.knots_free.device)
+        filled = torch.arange(widest, device=counts.device) < counts[:, None]
+        logits = self.knots_free.new_full((self.in_width, widest), -torch.inf)
+        logits = logits.masked_scatter(filled, self.knots_free)
+        ends = [(t[0], t[-1]) for t in self._fixed_knots.breakpoints]
+        lower, upper = (torch.stack(side)[:, None] for side in zip(*ends, strict=True))
+        return knots_from_logits(logits, lower, upper, self.settings.floor)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        like = self.coefficients
+        self._fixed_knots = self._fixed_knots.to(dtype=like.dtype, device=like.device)
+        if not self.settings.free:
+            self._fixed_basis = self._make_basis(self._fixed_knots)
+        return self
+
+    def extra_repr(self) -> str:
+        """Widths, order and intervals."""
+        counts = sorted(set(self.n_intervals))
+        kind = "free" if self.settings.free else "fixed"
+        return (
+            f"{self.in_width} -> {self.out_width}, order={self.order}, "
+            f"intervals={counts[0] if len(counts) == 1 else self.n_intervals}, {kind} knots"
+        )
+
+
+class SplineLayer(KnotLayer):
+    """KAN layer: B-splines, at most ``r`` of them non-zero at a point."""
+
+    def _make_basis(self, knots: Knots) -> SplineBasis:
+        return SplineBasis(knots)
+
+    def _make_free_basis(self, padded: Tensor) -> SplineBasis:
+        return SplineBasis.from_padded(self.order, padded, self.n_intervals)
+
+    def _basis_features(self, z: Tensor, spec: JetSpec) -> Tensor:
+        first, values = self.basis.local(z[0], spec.order)  # (n, P), (D+1, n, P, r)
+        local = combine(values, z[..., None], spec)  # (K, n, P, r)
+        return scatter_features(local, first, self.n_spline_features)
+
+    def _transfer(self, fine: Knots) -> Callable[[Tensor], Tensor]:
+        return prolongation(self.knots, fine).apply
+
+    def _projection(self, target: Knots) -> Callable[[Tensor], Tensor]:
+        return lambda c: project(self.knots, target, c)[0]
+
+    def to_power_relu(self) -> PowerReluLayer:
+        """The same layer in the power-ReLU basis, ``W = C A``."""
+        layer = PowerReluLayer(self.knots, self.out_width, self.settings)
+        return _convert(self, layer, spline_to_relu)
+
+
+class PowerReluLayer(KnotLayer):
+    """Multichannel MLP layer: powers of ReLUs whose biases are the knots."""
+
+    def _make_basis(self, knots: Knots) -> PowerReluBasis:
+        return PowerReluBasis(knots)
+
+    def _make_free_basis(self, padded: Tensor) -> PowerReluBasis:
+        return PowerReluBasis.from_padded(self.order, padded, self.n_intervals)
+
+    def _basis_features(self, z: Tensor, spec: JetSpec) -> Tensor:
+        values = self.basis.dense(z[0], spec.order)  # (D+1, n, n_features)
+        counts = [n + self.order - 1 for n in self.n_intervals]
+        repeats = torch.tensor(counts, device=z.device)
+        return combine(values, z.repeat_interleave(repeats, -1, output_size=sum(counts)), spec)
+
+    def _transfer(self, fine: Knots) -> Callable[[Tensor], Tensor]:
+        return relu_prolongation(self.knots, fine).apply
+
+    def _projection(self, target: Knots) -> Callable[[Tensor], Tensor]:
+        def refit(w: Tensor) -> Tensor:
+            spline, _ = project(self.knots, target, relu_to_spline(self.knots, w))
+            return spline_to_relu(target, spline)
+
+        return refit
+
+    def to_spline(self) -> SplineLayer:
+        """The same layer in the B-spline basis, ``C = W A^-1``.
+
+        Raises:
+            ConditioningError: if the change of basis would leave no digits.
+        """
+        layer = SplineLayer(self.knots, self.out_width, self.settings)
+        return _convert(self, layer, relu_to_spline)
+
+
+def combine(values: Tensor, z: Tensor, spec: JetSpec) -> Tensor:
+    """Feature jets from basis derivatives and the chain rule's factors.
+
+    Args:
+        values: ``b^(m)(z_0)``, ``(D+1, ...)``.
+        z: input jets ``(K, ...)``, broadcasting against ``values[0]``.
+        spec: names the components.
+
+    Returns:
+        ``(K, ...)``.
+    """
+    rows = [values[0]]
+    for factors in chain_polynomials(z, spec)[1:]:
+        parts = [values[m] * factor for m, factor in factors.items()]
+        rows.append(sum(parts[1:], parts[0]))
+    return torch.stack(rows)
+
+
+def _convert(
+    source: KnotLayer, target: Any, change: Callable[[Knots, Tensor], Tensor]
+) -> Any:
+    n = source.n_spline_features
+    with torch.no_grad():
+        spline, base = source.coefficients[:, :n], source.coefficients[:, n:]
+        target.coefficients.copy_(torch.cat([change(source.knots, spline), base], -1))
+        if source.settings.free:
+            target.knots_free.copy_(source.knots_free)
+    return target

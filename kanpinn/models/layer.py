@@ -1,0 +1,102 @@
+"""The layer interface: jets to features, features to outputs by one matrix product.
+
+Every layer of every model is a nonlinear map to features followed by a linear contraction with
+its coefficients. That split is what least-squares optimisers and faster kernels rely on: the
+Jacobian of a layer is an outer product of its features and the adjoint of its output.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from kanpinn.jets import JetSpec, compose
+from kanpinn.jets.functions import FUNCTIONS
+
+
+class Layer(nn.Module, ABC):
+    """One layer: ``y = F(z) C^T`` on every component of a jet.
+
+    Attributes:
+        in_width: number of input channels.
+        out_width: number of outputs.
+        coefficients: parameter ``(out_width, n_features)``.
+    """
+
+    in_width: int
+    out_width: int
+    coefficients: nn.Parameter
+
+    @abstractmethod
+    def features(self, z: Tensor, spec: JetSpec) -> Tensor:
+        """Feature jets ``(K, n, n_features)`` of input jets ``z`` of shape ``(K, n, in_width)``."""
+
+    @property
+    def fixed_features(self) -> bool:
+        """Whether the features depend on the input alone, and on no trainable parameter."""
+        return True
+
+    def contract(self, features: Tensor) -> Tensor:
+        """Output jets ``(K, n, out_width)`` of feature jets ``(K, n, n_features)``."""
+        return features @ self.coefficients.mT
+
+    def forward(self, z: Tensor, spec: JetSpec) -> Tensor:
+        """Output jets ``(K, n, out_width)`` of input jets ``(K, n, in_width)``."""
+        return self.contract(self.features(z, spec))
+
+
+class Network(nn.Module, ABC):
+    """A chain of layers that carries jets."""
+
+    layers: nn.ModuleList
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Number of channels before the first layer and after each layer."""
+        chain = [layer for layer in self.layers if isinstance(layer, Layer)]
+        return (chain[0].in_width, *(layer.out_width for layer in chain))
+
+    @property
+    def smoothness(self) -> int | None:
+        """Highest derivative whose gradient still exists; ``None`` when there is no limit."""
+        return None
+
+    def jet(self, z: Tensor, spec: JetSpec, first_features: Tensor | None = None) -> Tensor:
+        """Output jets ``(K, n, out)`` of input jets ``z``, ``(K, n, in)``.
+
+        ``first_features`` are the first layer's features, where they were computed before: they
+        do not change while the points stay and that layer's knots are fixed.
+        """
+        first, *rest = self.layers
+        z = first(z, spec) if first_features is None else first.contract(first_features)
+        for layer in rest:
+            z = layer(z, spec)
+        return z
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Values ``(n, out)`` at inputs ``(n, in)``."""
+        return self.jet(z[None], JetSpec.value_only(1))[0]
+
+
+def apply_elementwise(name: str, z: Tensor, spec: JetSpec) -> Tensor:
+    """Jets of an elementwise function named in :data:`kanpinn.jets.FUNCTIONS`."""
+    return compose(z, FUNCTIONS[name](z[0], spec.order), spec)
+
+
+def scatter_features(local: Tensor, first: Tensor, n_features: int) -> Tensor:
+    """Spread the ``r`` non-zero features of each channel over the flat feature axis.
+
+    Args:
+        local: ``(K, n, channels, r)``.
+        first: flat index of each channel's first non-zero feature, ``(n, channels)``.
+        n_features: length of the flat feature axis.
+
+    Returns:
+        ``(K, n, n_features)``.
+    """
+    k, n, channels, r = local.shape
+    index = (first[..., None] + torch.arange(r, device=first.device)).reshape(1, n, channels * r)
+    dense = local.new_zeros(k, n, n_features)
+    return dense.scatter(2, index.expand(k, -1, -1), local.reshape(k, n, channels * r))

@@ -1,0 +1,71 @@
+"""Optimisers behind one interface, found by the name in their options."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+from kanpinn.errors import ConfigError
+from kanpinn.optimisers.adam import Adam, AdamOptions
+from kanpinn.optimisers.base import (
+    Objective,
+    Optimiser,
+    OptimiserOptions,
+    ParameterLayout,
+    State,
+    StepResult,
+    StopReason,
+)
+from kanpinn.optimisers.lbfgs import LBFGS, LBFGSOptions
+from kanpinn.optimisers.schedules import (
+    BaseSchedule,
+    ConstantSchedule,
+    CosineSchedule,
+    CyclicSchedule,
+    ExponentialSchedule,
+    Schedule,
+    StepSchedule,
+)
+
+AnyOptimiserOptions: TypeAlias = AdamOptions | LBFGSOptions
+"""The options of all registered optimisers, told apart by their field ``optimiser``."""
+
+OPTIMISERS: dict[str, type[Optimiser]] = {"adam": Adam, "lbfgs": LBFGS}
+"""Optimiser classes by the name in their options; each takes its options as only argument."""
+
+
+def build_optimiser(options: OptimiserOptions) -> Optimiser:
+    """The optimiser with these options.
+
+    Raises:
+        ConfigError: no optimiser is registered under ``options.optimiser``.
+    """
+    if options.optimiser not in OPTIMISERS:
+        raise ConfigError(
+            f"unknown optimiser '{options.optimiser}'; the optimisers are {', '.join(OPTIMISERS)}"
+        )
+    return OPTIMISERS[options.optimiser](options)  # type: ignore[call-arg]
+
+
+__all__ = [
+    "LBFGS",
+    "OPTIMISERS",
+    "Adam",
+    "AdamOptions",
+    "AnyOptimiserOptions",
+    "BaseSchedule",
+    "ConstantSchedule",
+    "CosineSchedule",
+    "CyclicSchedule",
+    "ExponentialSchedule",
+    "LBFGSOptions",
+    "Objective",
+    "Optimiser",
+    "OptimiserOptions",
+    "ParameterLayout",
+    "Schedule",
+    "State",
+    "StepResult",
+    "StepSchedule",
+    "StopReason",
+    "build_optimiser",
+]

@@ -1,0 +1,188 @@
+"""The interface of a problem: a domain, an equation, conditions, and a reference if there is one."""
+
+from __future__ import annotations
+
+from abc import ABC
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kanpinn.ansatz import build_ansatz
+from kanpinn.conditions import Condition, Periodic
+from kanpinn.errors import ProblemError
+from kanpinn.geometry import Box, Domain
+from kanpinn.models.field_network import FieldNetwork, OutputMap
+from kanpinn.models.inputs import AnyInputMap, Coordinate, Inputs
+from kanpinn.models.options import ModelOptions, build_network
+from kanpinn.residuals import Coordinates, ResidualBlock, Site, System
+from kanpinn.splines import Knots
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """Affine scaling of one field: user's units = ``shift + scale * scaled``."""
+
+    shift: float = 0.0
+    scale: float = 1.0
+
+
+class Problem(ABC):  # noqa: B024 - a problem overrides `residual` or `blocks`, and either will do
+    """A differential equation, or data to fit, on a domain.
+
+    A subclass sets ``domain``, writes ``residual``, and lists its ``conditions``::
+
+        class Decay(Problem):
+            domain = Box([0.0], [1.0], names=("t",), time="t")
+            conditions = (Initial(value=1.0, exact=True),)
+
+            def residual(self, p):
+                return p.u.t + p.u
+
+    Parameters that the config may set (``problem: {name: ..., nu: 0.01}``) are the fields of a
+    subclass that is a dataclass.
+
+    Attributes:
+        domain: where the equation holds.
+        fields: names of the unknowns.
+        networks: which network gives which fields; one network for all of them by default.
+        conditions: boundary, initial and interface conditions.
+        inputs: what the networks read, coordinates by name and input maps; the plain coordinates
+            by default.
+        scales: typical size of each field (shift and scale of the network's output).
+        scalars: initial values of trainable scalars (inverse problems).
+        residual_weight: factor of the equation's mean square in the objective.
+    """
+
+    domain: Domain
+    fields: tuple[str, ...] = ("u",)
+    networks: Mapping[str, tuple[str, ...]] | None = None
+    conditions: Sequence[Condition] = ()
+    inputs: Sequence[str | AnyInputMap] | None = None
+    scales: Mapping[str, Scaling] = {}  # noqa: RUF012 - read only
+    scalars: Mapping[str, float] = {}  # noqa: RUF012 - read only
+    residual_weight: float = 1.0
+
+    summary: ClassVar[str] = ""
+
+    def residual(self, p: Site) -> Tensor | Mapping[str, Tensor]:
+        """The equation's residual at the sites, zero for the solution.
+
+        Returns ``(n,)``, or ``(n, m)`` for m equations.
+        """
+        raise ProblemError(f"{type(self).__name__} defines neither residual(self, p) nor blocks()")
+
+    def blocks(self) -> tuple[ResidualBlock, ...]:
+        """All residual blocks: the equation on the interior and the soft conditions."""
+        equation = ResidualBlock(
+            "equation",
+            self.domain.interior(),
+            self.residual,
+            weight=self.residual_weight,
+            equation=True,
+        )
+        soft = (c.block(self.domain) for c in self.conditions if not c.exact)
+        return (equation, *soft)
+
+    def reference(self, x: NDArray[np.float64]) -> NDArray[np.float64] | None:
+        """The reference solution ``(n, n_fields)`` or ``(n,)`` at points ``(n, d)``, if known."""
+        return None
+
+    def held_out_blocks(self) -> tuple[ResidualBlock, ...] | None:
+        """Blocks with points of their own to judge iterates by (validation data), if any.
+
+        By default every block is sampled anew at points that are never trained on.
+        """
+        return None
+
+    def evaluation_points(self) -> Tensor:
+        """Points ``(n, d)`` errors are measured on: about 40,000 on a grid over the domain."""
+        x, _ = self.domain.evaluation_grid()
+        return x[self.domain.contains(x)]
+
+    def metrics(self, predict: Callable[[Tensor], Tensor]) -> dict[str, float]:
+        """Further figures of merit of a solution; ``predict`` maps ``(n, d)`` to ``(n, m)``."""
+        return {}
+
+    # --- what the solver derives from the above -----------------------------------------------
+    @property
+    def coordinates(self) -> Coordinates:
+        """Names of the coordinates and which of them are space."""
+        return Coordinates(tuple(self.domain.names), tuple(self.domain.spatial_axes))
+
+    def network_fields(self) -> dict[str, tuple[str, ...]]:
+        """Fields of every network.
+
+        Raises:
+            ProblemError: if a field belongs to no network, or to two.
+        """
+        networks = dict(self.networks or {"main": tuple(self.fields)})
+        listed = [name for fields in networks.values() for name in fields]
+        if sorted(listed) != sorted(self.fields):
+            raise ProblemError(
+                f"networks give the fields {listed}, the problem has {list(self.fields)}"
+            )
+        clash = set(self.fields) & set(self.domain.names)
+        if clash:
+            raise ProblemError(f"{sorted(clash)} name both a field and a coordinate")
+        return networks
+
+    def input_maps(self, chosen: Sequence[str | AnyInputMap] | None) -> Inputs:
+        """Input maps: the config's choice, or the problem's, periodic where that is exact."""
+        names = tuple(self.domain.names)
+        bounds = tuple(zip(self.domain.lower, self.domain.upper, strict=True))
+        entries = chosen if chosen is not None else self.inputs
+        entries = list(entries if entries is not None else names)
+        maps = [Coordinate(of=entry) if isinstance(entry, str) else entry for entry in entries]
+        for condition in self.conditions:
+            if condition.exact and isinstance(condition, Periodic):
+                periodic = condition.input_map()
+                position = next(
+                    (k for k, m in enumerate(maps) if m == Coordinate(of=condition.axis)), len(maps)
+                )
+                maps = [m for m in maps if getattr(m, "of", None) != condition.axis]
+                maps.insert(position, periodic)
+        return Inputs(names, bounds, tuple(maps))
+
+    def output_map(self, name: str) -> OutputMap:
+        """Built-in conditions and scaling of one field."""
+        scaling = self.scales.get(name, Scaling())
+        exact = [
+            c
+            for c in self.conditions
+            if c.exact and c.field == name and not isinstance(c, Periodic)
+        ]
+        if exact and not isinstance(self.domain, Box):
+            raise ProblemError(f"{exact[0].label}: exact conditions need a box")
+        domain = self.domain
+        faces = [face for c in exact if isinstance(domain, Box) for face in c.faces(domain)]
+        return build_ansatz(
+            faces, domain.names, domain.lower, domain.upper, scaling.scale, scaling.shift
+        )
+
+
+def build_system(
+    problem: Problem,
+    options: ModelOptions,
+    generator: torch.Generator,
+    dtype: torch.dtype = torch.float64,
+    device: torch.device | None = None,
+    finer: Callable[[tuple[Knots, ...]], tuple[Knots, ...]] | None = None,
+) -> System:
+    """Field networks and scalars of a problem, with random initial parameters.
+
+    ``finer`` maps the coarsest level's knots to those the networks are to start on.
+    """
+    inputs = problem.input_maps(options.inputs)
+    networks = {}
+    for name, fields in problem.network_fields().items():
+        network = build_network(
+            options, inputs.n_channels, len(fields), generator, dtype, device, finer
+        )
+        outputs = tuple(problem.output_map(field) for field in fields)
+        networks[name] = FieldNetwork(fields, inputs, network, outputs)
+    return System(networks, problem.coordinates, problem.scalars)

@@ -1,0 +1,37 @@
+"""Training: the one loop, the multilevel engine, evaluation."""
+
+from kanpinn.training.evaluation import Errors, ReferenceErrors, predict
+from kanpinn.training.hierarchy import Hierarchy, Level, Refinement, build_hierarchy
+from kanpinn.training.multilevel import MultilevelRun, RunOptions
+from kanpinn.training.options import (
+    AdamPhase,
+    AttentionOptions,
+    LBFGSPhase,
+    Phase,
+    TargetOptions,
+    TrainingOptions,
+)
+from kanpinn.training.state import LevelRecord, LevelState, NullObserver, Observer, RunState
+
+__all__ = [
+    "AdamPhase",
+    "AttentionOptions",
+    "Errors",
+    "Hierarchy",
+    "LBFGSPhase",
+    "Level",
+    "LevelRecord",
+    "LevelState",
+    "MultilevelRun",
+    "NullObserver",
+    "Observer",
+    "Phase",
+    "ReferenceErrors",
+    "Refinement",
+    "RunOptions",
+    "RunState",
+    "TargetOptions",
+    "TrainingOptions",
+    "build_hierarchy",
+    "predict",
+]

@@ -1,0 +1,122 @@
+"""Held-out residuals and errors against the reference, on points never trained on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kanpinn.geometry import Points
+from kanpinn.problem import Problem
+from kanpinn.residuals import ResidualBlock, System
+from kanpinn.sampling import SamplingOptions, held_out, sample, seen, stream
+from kanpinn.training.objective import BlockData, mean_square
+
+EVALUATION_CHUNK = 8192
+
+
+class HeldOut:
+    """Residuals on held-out points of every block.
+
+    ``residual`` is the root mean square of the unweighted equation rows. ``score``, which chooses
+    the best iterate, is the root of the whole weighted objective there: a network that forgets
+    its boundary conditions must not win by a small equation residual.
+    """
+
+    def __init__(self, data: Sequence[BlockData]) -> None:
+        self.data = tuple(data)
+
+    def evaluate(self, system: System) -> tuple[float, float]:
+        """``(residual, score)``."""
+        equation, weights, total = 0.0, 0, 0.0
+        for data in self.data:
+            value = float(mean_square(data, system))
+            total += data.block.weight * value
+            if data.block.equation:
+                equation += value
+                weights += 1
+        return math.sqrt(equation / max(weights, 1)), math.sqrt(total)
+
+
+def held_out_data(
+    problem: Problem,
+    blocks: Sequence[ResidualBlock],
+    trained: dict[str, tuple[Points, ...]],
+    sampling: SamplingOptions,
+    system: System,
+    seed: int,
+    chunk: int | None,
+) -> HeldOut:
+    """Held-out points for every block that can be sampled anew, or the problem's own."""
+    like = next(iter(system.parameters()))
+    own = problem.held_out_blocks()
+    data = []
+    for block in own if own is not None else blocks:
+        if block.region.n_distinct is not None:  # given whole: nothing else could be held out
+            points = sample(block.region, 1, "sobol", stream(seed), like.dtype, like.device)
+        else:
+            share = sampling.held_out if block.equation else max(sampling.held_out // 5, 1)
+            count = max(block.group, share // block.group * block.group)
+            points = held_out(
+                block.region,
+                count,
+                seed,
+                (block.name,),
+                trained.get(block.name, ())[:1],
+                like.dtype,
+                like.device,
+            )
+        data.append(BlockData(block, points, system, chunk))
+    return HeldOut(data)
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Errors against the reference, all fields together."""
+
+    rel_l2: float
+    linf: float
+
+
+class ReferenceErrors:
+    """Errors on the problem's evaluation points, points trained on left out.
+
+    Args:
+        problem: with the reference.
+        trained: points of the current level.
+    """
+
+    def __init__(self, problem: Problem, trained: Sequence[Points], like: Tensor) -> None:
+        x = problem.evaluation_points()
+        values = problem.reference(x.numpy())
+        self.available = values is not None
+        if values is None:
+            return
+        exact = torch.as_tensor(np.asarray(values, dtype=np.float64)).reshape(len(x), -1)
+        if trained:
+            fresh = ~seen(x, torch.cat([p.x.double().cpu() for p in trained]))
+            x, exact = x[fresh], exact[fresh]
+        self.x, self.exact = x.to(like), exact.to(like.device)
+
+    def evaluate(self, system: System) -> Errors | None:
+        """Relative L2 and maximum error, or ``None`` without a reference."""
+        if not self.available:
+            return None
+        difference = predict(system, self.x).double() - self.exact
+        scale = float(self.exact.norm())
+        rel = float(difference.norm()) / (scale or 1.0)
+        return Errors(rel, float(difference.abs().max()))
+
+
+def predict(system: System, x: Tensor) -> Tensor:
+    """All fields ``(n, n_fields)`` at points ``(n, d)``, in chunks, without gradient."""
+    with torch.no_grad():
+        rows = [
+            torch.cat([part(piece) for part in system.parts.values()], -1)
+            for piece in x.split(EVALUATION_CHUNK)
+        ]
+    return torch.cat(rows)

@@ -1,0 +1,263 @@
+"""The one training loop: phases of optimiser steps on one level.
+
+Every decision depends on steps, residuals and the seed, never on a clock; a time budget only ends
+a run. The loop's state is a :class:`~kanpinn.training.state.RunState`, complete between any two
+steps, so that a run continues exactly where it stopped.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kanpinn.optimisers import Optimiser, StepResult, StopReason, build_optimiser
+from kanpinn.residuals import System
+from kanpinn.sampling import batch_indices
+from kanpinn.training.evaluation import HeldOut, ReferenceErrors
+from kanpinn.training.objective import BlockData, ParameterPack, SystemObjective
+from kanpinn.training.options import AdamPhase, Phase, TrainingOptions
+from kanpinn.training.state import Observer, RunState, snapshot
+
+# Reasons of an optimiser that end a phase but not the run.
+PHASE_ENDS = (
+    StopReason.STEPS,
+    StopReason.GRADIENT_TOLERANCE,
+    StopReason.NO_PROGRESS,
+    StopReason.LINE_SEARCH_FAILED,
+)
+
+
+@dataclass
+class LevelContext:
+    """What a level is trained on.
+
+    Attributes:
+        system: networks and scalars.
+        data: residual blocks with their points.
+        held_out: judges iterates.
+        errors: against the reference.
+        seed: of mini-batches.
+    """
+
+    system: System
+    data: tuple[BlockData, ...]
+    held_out: HeldOut
+    errors: ReferenceErrors
+    seed: int
+
+
+class Trainer:
+    """Trains one level: runs its phases step by step on the state of the run.
+
+    Args:
+        options: phases, budgets, intervals of logging.
+        context: networks, points.
+        state: the run's state; changed in place.
+        observer: told of every logged line.
+        started: clock reading at which ``state.elapsed`` was zero.
+    """
+
+    def __init__(
+        self,
+        options: TrainingOptions,
+        context: LevelContext,
+        state: RunState,
+        observer: Observer,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.options, self.context, self.state = options, context, state
+        self.observer, self.clock = observer, clock
+        self._start = clock() - state.elapsed
+        self._level_start = self._start + state.elapsed - state.current.record.wall_s
+
+    def run(self) -> StopReason:
+        """Run the level's remaining phases; the reason is that of the last one."""
+        state, level = self.state, self.state.current.record.level
+        if not state.history or state.history[-1]["level"] != level:
+            self._log(self._loss(), note="start")
+        reason = StopReason.STEPS
+        while state.phase < len(self.options.phases):
+            phase = self.options.phases[state.phase]
+            if phase.steps_on(level):
+                reason = self._run_phase(phase, phase.steps_on(level))
+                if reason not in PHASE_ENDS:
+                    break
+            state.phase, state.step, state.optimiser = state.phase + 1, 0, {}
+        self._close(reason)
+        return reason
+
+    def _run_phase(self, phase: Phase, steps: int) -> StopReason:
+        pack = ParameterPack(self.context.system, phase.train)
+        optimiser = build_optimiser(phase)
+        theta = pack.read()
+        if not self.state.optimiser:
+            self._init_attention()
+            self.state.optimiser = optimiser.init(theta, pack.layout, steps)
+        while self.state.step < steps:
+            objective = self._objective(phase, pack)
+            result = optimiser.step(theta, self.state.optimiser, objective, pack.layout)
+            theta = result.theta
+            self._accept(phase, pack, result, objective)
+            reason = self._after_step(optimiser, result)
+            if reason is StopReason.NON_FINITE and self._restart():
+                theta, reason = pack.read(), None
+                self.state.optimiser = optimiser.init(theta, pack.layout, steps)
+            if reason is not None:
+                return reason
+        return StopReason.STEPS
+
+    def _objective(self, phase: Phase, pack: ParameterPack) -> SystemObjective:
+        batch = None
+        if isinstance(phase, AdamPhase) and phase.batch is not None:
+            size = phase.batch
+
+            def batch(data: BlockData) -> Tensor | None:
+                if data.n_rows <= size or data.block.group > 1:
+                    return None
+                seed, step = self.context.seed, self.state.total_steps
+                return batch_indices(data.n_rows, size, seed, step, data.block.name)
+
+        return SystemObjective(
+            self.context.system, pack, self.context.data, self.state.attention, batch
+        )
+
+    def _accept(
+        self, phase: Phase, pack: ParameterPack, result: StepResult, objective: SystemObjective
+    ) -> None:
+        pack.write(result.theta)
+        state = self.state
+        state.optimiser = result.state
+        state.step += 1
+        state.total_steps += 1
+        state.current.record.steps += 1
+        state.current.record.evaluations += result.evaluations
+        if isinstance(phase, AdamPhase):
+            self._update_attention(objective)
+        for note in result.notes:
+            self.observer.on_note(f"step {state.total_steps}: {note}")
+
+    def _after_step(self, optimiser: Optimiser, result: StepResult) -> StopReason | None:
+        """Log, check budgets and targets; the reason to stop, if there is one."""
+        state, options = self.state, self.options
+        due = state.total_steps % options.log_every == 0
+        interrupted = self.observer.stop_requested()
+        if due or result.stop is not None or interrupted:
+            row = self._log(float(result.loss), optimiser=optimiser)
+            if not math.isfinite(row["loss"]):
+                return StopReason.NON_FINITE
+            if self._target_met(row):
+                return StopReason.TARGET
+        if result.stop is not None:
+            return result.stop
+        if interrupted:
+            return StopReason.INTERRUPTED
+        if options.time_limit is not None and self._elapsed() > options.time_limit:
+            return StopReason.TIME
+        if state.total_steps % options.checkpoint_every == 0:
+            self.observer.on_checkpoint(state)
+        return None
+
+    def _loss(self) -> float:
+        pack = ParameterPack(self.context.system)
+        objective = SystemObjective(
+            self.context.system, pack, self.context.data, self.state.attention
+        )
+        return float(objective.loss(pack.read()))
+
+    def _log(
+        self, loss: float, note: str | None = None, optimiser: Optimiser | None = None
+    ) -> dict[str, Any]:
+        """Evaluate held-out residual and error, keep the best iterate, add a line of history."""
+        state, level = self.state, self.state.current
+        residual, score = self.context.held_out.evaluate(self.context.system)
+        errors = self.context.errors.evaluate(self.context.system)
+        if score < level.best_score:
+            level.best, level.best_score = snapshot(self.context.system), score
+            level.best_step = state.total_steps
+        row = {
+            "level": level.record.level,
+            "phase": optimiser.options.optimiser if optimiser else note,
+            "step": state.total_steps,
+            "evaluations": sum(entry.record.evaluations for entry in state.levels),
+            "loss": loss,
+            "heldout_residual": residual,
+            "heldout_score": score,
+            "rel_l2": errors.rel_l2 if errors else None,
+            "linf": errors.linf if errors else None,
+            "wall_s": self._elapsed(),
+        }
+        for name, value in self.context.system.scalars.items():
+            row[f"scalar.{name}"] = float(value.detach())
+        state.history.append(row)
+        self.observer.on_log(row, state)
+        return row
+
+    def _target_met(self, row: dict[str, Any]) -> bool:
+        given = self.options.target.given
+        reached = [row[name] is not None and row[name] <= value for name, value in given.items()]
+        return bool(reached) and all(reached)
+
+    def _restart(self) -> bool:
+        """Go back to the best iterate after a non-finite loss; False when that is used up."""
+        state = self.state
+        if state.restarts >= self.options.max_restarts or not math.isfinite(
+            state.current.best_score
+        ):
+            return False
+        state.restarts += 1
+        with torch.no_grad():
+            for name, p in self.context.system.named_parameters():
+                p.copy_(state.current.best[name])
+        self.observer.on_note(
+            f"step {state.total_steps}: non-finite loss, restarted from the best iterate "
+            f"({state.restarts} of {self.options.max_restarts})"
+        )
+        return True
+
+    def _init_attention(self) -> None:
+        options = self.options.attention
+        if options is None:
+            return
+        for data in self.context.data:
+            if any(fnmatch(data.block.name, pattern) for pattern in options.blocks):
+                like = data.points[0].x
+                weights = self.state.attention.get(data.block.name)
+                if weights is None or len(weights) != data.n_rows:
+                    self.state.attention[data.block.name] = like.new_full(
+                        (data.n_rows,), options.initial
+                    )
+
+    def _update_attention(self, objective: SystemObjective) -> None:
+        """``w <- decay w + rate |r| / max |r|`` on the rows the step has seen."""
+        options = self.options.attention
+        if options is None:
+            return
+        for name, seen in objective.rows.items():
+            weights = self.state.attention[name].clone()
+            largest = torch.stack([size.max() for _, size in seen]).max()
+            for rows, size in seen:
+                share = size / largest.clamp_min(torch.finfo(size.dtype).tiny)
+                weights[rows] = options.decay * weights[rows] + options.rate * share
+            self.state.attention[name] = weights
+
+    def _elapsed(self) -> float:
+        now = self.clock()
+        self.state.elapsed = now - self._start
+        self.state.current.record.wall_s = now - self._level_start
+        return self.state.elapsed
+
+    def _close(self, reason: StopReason) -> None:
+        """Complete the level's record."""
+        record, last = self.state.current.record, self.state.history[-1]
+        if last["step"] != self.state.total_steps:
+            last = self._log(self._loss(), note="end")
+        record.loss, record.heldout_residual = last["loss"], last["heldout_residual"]
+        record.rel_l2, record.stop_reason = last["rel_l2"], reason.value
+        self._elapsed()

@@ -1,0 +1,204 @@
+"""The multilevel engine: solve on the coarsest level, prolongate, solve on the next finer one.
+
+Algorithm 1 of arXiv 2603.04827. The optimiser's state is reset at a refinement: gradients go from
+fine to coarse by the transpose of the prolongation, and no way of carrying them forward is unique.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from kanpinn.errors import ConfigError
+from kanpinn.geometry import Points
+from kanpinn.models import KnotNetwork, ModelOptions
+from kanpinn.optimisers import StopReason
+from kanpinn.problem import Problem, build_system
+from kanpinn.residuals import ResidualBlock, System, required_jets
+from kanpinn.sampling import SamplingOptions, sample, stream
+from kanpinn.splines import Knots
+from kanpinn.training.evaluation import ReferenceErrors, held_out_data, predict
+from kanpinn.training.hierarchy import Hierarchy, Level, Refinement, build_hierarchy, refine_system
+from kanpinn.training.loop import LevelContext, Trainer
+from kanpinn.training.objective import BlockData, ParameterPack, SystemObjective
+from kanpinn.training.options import TrainingOptions
+from kanpinn.training.state import LevelRecord, LevelState, NullObserver, Observer, RunState, snapshot
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """All options of a run but the problem's own."""
+
+    model: ModelOptions
+    training: TrainingOptions
+    sampling: SamplingOptions
+    seed: int = 0
+    dtype: torch.dtype = torch.float64
+    device: torch.device = torch.device("cpu")  # noqa: RUF009 - immutable
+
+
+class MultilevelRun:
+    """A run over all levels of a hierarchy.
+
+    Args:
+        problem: what is solved.
+        options: model, training, sampling, seed.
+        observer: told of levels, lines and checkpoints.
+        state: a state to continue from.
+
+    Raises:
+        ConfigError: if model, problem and training do not fit together.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        options: RunOptions,
+        observer: Observer | None = None,
+        state: RunState | None = None,
+    ) -> None:
+        self.problem, self.options = problem, options
+        self.observer = observer or NullObserver()
+        self.state = state or RunState()
+        self.blocks = problem.blocks()
+        coarse = self._initial_system(())
+        self.hierarchy: Hierarchy = build_hierarchy(coarse, options.training)
+        check_smoothness(coarse, self.blocks)
+        for phase in options.training.phases:
+            ParameterPack(coarse, phase.train)
+
+    def run(self) -> RunState:
+        """Train all (remaining) levels; the state tells why it ended."""
+        active = [level for level in self.hierarchy.levels if any(level.steps)]
+        begun = {entry.record.level for entry in self.state.levels}
+        for level in active:
+            if level.index in begun and level.index != self.state.current.record.level:
+                continue
+            context = self._begin(level, resumed=level.index in begun)
+            trainer = Trainer(
+                self.options.training, context, self.state, self.observer
+            )
+            reason = trainer.run()
+            if reason in (
+                StopReason.INTERRUPTED,
+                StopReason.TIME,
+                StopReason.TARGET,
+                StopReason.NON_FINITE,
+            ):
+                break
+            if level is not active[-1]:
+                self.state.phase, self.state.step, self.state.restarts = 0, 0, 0
+        self.state.finished = self.state.current.record.stop_reason != StopReason.INTERRUPTED.value
+        self.observer.on_checkpoint(self.state)
+        return self.state
+
+    def _begin(self, level: Level, resumed: bool) -> LevelContext:
+        """Points and networks of a level; its record is new unless the level is resumed."""
+        state, previous = self.state, None
+        if resumed:
+            system = state.current.system
+        elif state.levels:
+            previous = state.current.system
+            system = self._refine(previous, state.current.record.level, level.index)
+        else:
+            rules = [entry.refinement for entry in self.hierarchy.levels[1 : level.index + 1]]
+            system = self._initial_system([rule for rule in rules if rule is not None])
+        context = self._context(level, system)
+        if not resumed:
+            record = LevelRecord(
+                level=level.index,
+                n_intervals=list(level.n_intervals),
+                n_params=system.n_parameters,
+                n_points=sum(data.n_points for data in context.data),
+            )
+            if previous is not None:
+                self._compare(previous, context, record)
+            state.attention = {}
+            state.levels.append(LevelState(record, system, snapshot(system)))
+        self.observer.on_level(state)
+        return context
+
+    def _initial_system(self, refinements: Sequence[Refinement]) -> System:
+        """Random initial networks, on the knots that the refinements lead to."""
+        options = self.options
+        generator = torch.Generator().manual_seed(options.seed)
+
+        def finer(knots: tuple[Knots, ...]) -> tuple[Knots, ...]:
+            for refinement in refinements:
+                knots = refinement.apply(knots)
+            return knots
+
+        return build_system(
+            self.problem, options.model, generator, options.dtype, options.device, finer
+        )
+
+    def _refine(self, system: System, start: int, end: int) -> System:
+        """Through all levels from ``start`` to ``end``, those without steps included."""
+        for level in self.hierarchy.levels[start + 1 : end + 1]:
+            assert level.refinement is not None
+            system = refine_system(system, level.refinement, self.options.training.transfer)
+        return system
+
+    def _context(self, level: Level, system: System) -> LevelContext:
+        options, like = self.options, next(iter(system.parameters()))
+        points = {
+            block.name: self._points(block, level, system.n_parameters) for block in self.blocks
+        }
+        chunk = options.training.chunk
+        data = tuple(BlockData(b, points[b.name], system, chunk) for b in self.blocks)
+        held_out = held_out_data(
+            self.problem, self.blocks, points, options.sampling, system, options.seed, chunk
+        )
+        sites = [site for block_sites in points.values() for site in block_sites]
+        errors = ReferenceErrors(self.problem, sites, like.detach())
+        return LevelContext(system, data, held_out, errors, options.seed)
+
+    def _points(self, block: ResidualBlock, level: Level, n_parameters: int) -> tuple[Points, ...]:
+        sampling, region = self.options.sampling, block.region
+        count = sampling.count(region.kind, level.index, n_parameters)
+        if block.points is not None:
+            count = round(block.points * sampling.growth**level.index)
+        count = -(-max(count, 1) // block.group) * block.group
+        seed = stream(self.options.seed, "train", block.name, level.index)
+        method = sampling.method if block.group == 1 else "sobol"
+        return sample(region, count, method, seed, self.options.dtype, self.options.device)
+
+    def _compare(self, coarse: System, context: LevelContext, record: LevelRecord) -> None:
+        """Loss before and after the prolongation, on the new level's points, and the change."""
+        before = (
+            coarse,
+            tuple(BlockData(d.block, d.points, coarse, d.size) for d in context.data),
+        )
+        record.loss_before_prolongation = _loss(*before)
+        record.loss_after_prolongation = _loss(context.system, context.data)
+        x = context.held_out.data[0].points[0].x
+        record.max_change = float((predict(context.system, x) - predict(coarse, x)).abs().max())
+
+
+def _loss(system: System, data: Sequence[BlockData]) -> float:
+    pack = ParameterPack(system)
+    return float(SystemObjective(system, pack, data).loss(pack.read()))
+
+
+def check_smoothness(system: System, blocks: Sequence[ResidualBlock]) -> None:
+    """Refuse a model too rough for the derivatives of the equation.
+
+    Raises:
+        ConfigError: naming the block, its derivatives, and the order that would do.
+    """
+    for block in blocks:
+        for name, spec in required_jets(block, system).items():
+            limit = system.parts[name].network.smoothness
+            if limit is None or spec.order <= limit:
+                continue
+            if isinstance(system.parts[name].network, KnotNetwork):
+                raise ConfigError(
+                    f"model.order: too low for {block.name!r}, which takes derivatives of order "
+                    f"{spec.order}: at least {spec.order + 2} is needed, found {limit + 2}"
+                )
+            raise ConfigError(
+                f"model.activation: too rough for {block.name!r}, which takes derivatives of "
+                f"order {spec.order}; allowed: tanh, silu, gelu, sin"
+            )

@@ -1,0 +1,140 @@
+"""Options of training: phases, levels, targets, budgets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Le, Lt
+
+from kanpinn.errors import ConfigError
+from kanpinn.optimisers import AdamOptions, LBFGSOptions
+
+Steps = Annotated[int, Ge(0)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseOptions:
+    """How long a phase lasts on each level, and what it trains."""
+
+    steps: Annotated[
+        Steps | tuple[Steps, ...],
+        "optimiser steps on every level, or a list per level, coarsest first; 0 skips the level",
+    ] = 1000
+    train: Annotated[
+        tuple[str, ...],
+        "parameter groups trained, as patterns: *, *.coefficients, *.knots_free, scalars.*",
+    ] = ("*",)
+
+    def steps_on(self, level: int) -> int:
+        """Steps on one level."""
+        return self.steps if isinstance(self.steps, int) else self.steps[level]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamPhase(PhaseOptions, AdamOptions):
+    """A phase of Adam steps."""
+
+    batch: Annotated[
+        Annotated[int, Gt(0)] | None, "rows of each block per step; all of them by default"
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LBFGSPhase(PhaseOptions, LBFGSOptions):
+    """A phase of L-BFGS iterations on the full batch."""
+
+
+Phase = AdamPhase | LBFGSPhase
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionOptions:
+    """Residual-based attention (Anagnostopoulos et al., arXiv 2307.00379).
+
+    After every gradient step ``w_i <- decay w_i + rate |r_i| / max |r|``; the loss takes
+    ``(w_i r_i)^2``. Least-squares and quasi-Newton phases keep the weights they find.
+    """
+
+    blocks: Annotated[tuple[str, ...], "blocks it acts on, as patterns"] = ("equation",)
+    rate: Annotated[float, Gt(0), Lt(1), "rate of the weights"] = 1e-2
+    decay: Annotated[float, Gt(0), Le(1), "share of the old weight kept at a step"] = 0.999
+    initial: Annotated[float, Ge(0), "weights at the start"] = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetOptions:
+    """Accuracy at which a run is done; whichever of the given ones is met last counts."""
+
+    rel_l2: Annotated[Annotated[float, Gt(0)] | None, "relative L2 error (needs a reference)"] = (
+        None
+    )
+    heldout_residual: Annotated[Annotated[float, Gt(0)] | None, "held-out residual"] = None
+    loss: Annotated[Annotated[float, Gt(0)] | None, "training loss"] = None
+
+    @property
+    def given(self) -> dict[str, float]:
+        """The targets that were given."""
+        pairs = {
+            "rel_l2": self.rel_l2,
+            "heldout_residual": self.heldout_residual,
+            "loss": self.loss,
+        }
+        return {name: value for name, value in pairs.items() if value is not None}
+
+
+LayerKnots = Annotated[int, Gt(0)] | tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions:
+    """Levels, phases, budgets and how often to look."""
+
+    levels: Annotated[int, Ge(1), Le(20), "number of levels, the coarsest included"] = 1
+    refine: Annotated[
+        Literal["dyadic"] | tuple[int | tuple[LayerKnots, ...], ...],
+        "dyadic, or per refinement the new number of intervals, or a list per layer of numbers of "
+        "intervals or of breakpoints on [-1, 1]",
+    ] = "dyadic"
+    refine_layers: Annotated[
+        tuple[bool, ...] | None, "which layers a dyadic refinement refines; all by default"
+    ] = None
+    transfer: Annotated[
+        Literal["prolongation", "least_squares"],
+        "how coefficients reach the next level: exactly, or refitted (grid extension, a baseline)",
+    ] = "prolongation"
+    phases: Annotated[tuple[Phase, ...], "what is done on every level, in order"] = (LBFGSPhase(),)
+    attention: Annotated[AttentionOptions | None, "residual-based attention"] = None
+    target: Annotated[TargetOptions, "accuracy at which the run is done"] = TargetOptions()
+    time_limit: Annotated[
+        Annotated[float, Gt(0)] | None, "budget in seconds; it only ends a run"
+    ] = None
+    max_restarts: Annotated[
+        int, Ge(0), "restarts from the best iterate after a non-finite loss"
+    ] = 3
+    log_every: Annotated[int, Gt(0), "steps between logged lines and held-out evaluations"] = 50
+    checkpoint_every: Annotated[int, Gt(0), "steps between checkpoints"] = 1000
+    chunk: Annotated[
+        Annotated[int, Gt(0)] | None, "rows evaluated at once; by default a rule on their memory"
+    ] = None
+
+    def __post_init__(self) -> None:
+        for number, phase in enumerate(self.phases):
+            if not isinstance(phase.steps, int) and len(phase.steps) != self.levels:
+                raise ConfigError(
+                    f"training.phases[{number}].steps: found {len(phase.steps)} entries, "
+                    f"training.levels is {self.levels}"
+                )
+        if not self.phases:
+            raise ConfigError("training.phases: empty; at least one phase is needed")
+        if not isinstance(self.refine, str) and len(self.refine) != self.levels - 1:
+            raise ConfigError(
+                f"training.refine: found {len(self.refine)} refinements, {self.levels} levels "
+                f"need {self.levels - 1}"
+            )
+        if not any(self.steps_on(level) for level in range(self.levels)):
+            raise ConfigError("training.phases: all steps are 0, so there is nothing to do")
+
+    def steps_on(self, level: int) -> int:
+        """Steps of all phases on a level."""
+        return sum(phase.steps_on(level) for phase in self.phases)

@@ -1,0 +1,158 @@
+"""What a run consists of while it goes on: everything needed to continue exactly."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from kanpinn.residuals import System
+
+Parameters = dict[str, Tensor]
+
+
+def snapshot(system: System) -> Parameters:
+    """Copies of all parameters by name."""
+    return {name: p.detach().clone() for name, p in system.named_parameters()}
+
+
+def restore(system: System, values: Parameters) -> None:
+    """Set the parameters from a snapshot."""
+    with torch.no_grad():
+        for name, p in system.named_parameters():
+            p.copy_(values[name])
+
+
+@dataclass
+class LevelRecord:
+    """What the run reports of one level.
+
+    ``loss_before_prolongation`` and ``loss_after_prolongation`` are the same loss, on this
+    level's points, of the coarse and of the prolongated networks. ``max_change`` is the largest
+    difference of their values at held-out points.
+    """
+
+    level: int
+    n_intervals: list[int]
+    n_params: int
+    n_points: int
+    steps: int = 0
+    evaluations: int = 0
+    wall_s: float = 0.0
+    loss_before_prolongation: float | None = None
+    loss_after_prolongation: float | None = None
+    max_change: float | None = None
+    loss: float | None = None
+    heldout_residual: float | None = None
+    rel_l2: float | None = None
+    stop_reason: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """For the summary."""
+        return asdict(self)
+
+
+@dataclass
+class LevelState:
+    """One level in memory and in the checkpoint.
+
+    Attributes:
+        record: what is reported.
+        system: the networks with the last iterate.
+        best: parameters of the best iterate by held-out residual.
+        best_score: its held-out score.
+    """
+
+    record: LevelRecord
+    system: System
+    best: Parameters
+    best_score: float = float("inf")
+    best_step: int = 0
+
+    def best_system(self) -> System:
+        """The system at its best iterate (shares nothing with ``system``)."""
+        import copy
+
+        system = copy.deepcopy(self.system)
+        restore(system, self.best)
+        return system
+
+
+@dataclass
+class RunState:
+    """The whole state of a run between two steps.
+
+    Attributes:
+        levels: those begun so far; the last one is being trained.
+        phase: index of the phase on the current level.
+        step: steps done in that phase.
+        total_steps: steps done in all.
+        optimiser: the optimiser's flat state, empty before a phase starts.
+        attention: row weights per block.
+        history: one dictionary per logged line.
+        elapsed: seconds spent in all sessions of the run.
+        restarts: restarts after non-finite losses on this level.
+        finished: whether the last level is done.
+    """
+
+    levels: list[LevelState] = field(default_factory=list)
+    phase: int = 0
+    step: int = 0
+    total_steps: int = 0
+    optimiser: dict[str, Tensor] = field(default_factory=dict)
+    attention: dict[str, Tensor] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
+    elapsed: float = 0.0
+    restarts: int = 0
+    finished: bool = False
+
+    @property
+    def current(self) -> LevelState:
+        """The level being trained."""
+        return self.levels[-1]
+
+    @property
+    def best_level(self) -> LevelState:
+        """The level with the best iterate by held-out residual; the finer one where equal."""
+        return min(reversed(self.levels), key=lambda level: level.best_score)
+
+
+class Observer(Protocol):
+    """What the training loop reports to: logs, progress bars, stores."""
+
+    def on_level(self, state: RunState) -> None:
+        """A level begins; its record is ``state.current.record``."""
+
+    def on_log(self, row: dict[str, Any], state: RunState) -> None:
+        """A line was logged."""
+
+    def on_checkpoint(self, state: RunState) -> None:
+        """The state is to be made durable."""
+
+    def on_note(self, message: str) -> None:
+        """Something beside the normal course happened."""
+
+    def stop_requested(self) -> bool:
+        """Whether the user asked to stop."""
+
+
+class NullObserver:
+    """Reports nothing, stops never."""
+
+    def on_level(self, state: RunState) -> None:
+        """Do nothing."""
+
+    def on_log(self, row: dict[str, Any], state: RunState) -> None:
+        """Do nothing."""
+
+    def on_checkpoint(self, state: RunState) -> None:
+        """Do nothing."""
+
+    def on_note(self, message: str) -> None:
+        """Do nothing."""
+
+    def stop_requested(self) -> bool:
+        """Never."""
+        return False

@@ -1,0 +1,1 @@
+"""The problems shipped with kanpinn, written against its public interface only."""
