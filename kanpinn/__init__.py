@@ -22,7 +22,7 @@ if TYPE_CHECKING:
         Periodic,
         Robin,
     )
-    from kanpinn.errors import KanpinnError
+    from kanpinn.errors import DataError, KanpinnError, ProblemError
     from kanpinn.expressions import Expression
     from kanpinn.geometry import Box, Domain, FixedPoints, Points, Region
     from kanpinn.io.tables import AffineScaling, read_table, split
@@ -49,7 +49,7 @@ _HOMES = {
         "Periodic",
         "Robin",
     ),
-    "kanpinn.errors": ("KanpinnError",),
+    "kanpinn.errors": ("DataError", "KanpinnError", "ProblemError"),
     "kanpinn.expressions": ("Expression",),
     "kanpinn.geometry": ("Box", "Domain", "FixedPoints", "Points", "Region"),
     "kanpinn.io.tables": ("AffineScaling", "read_table", "split"),
@@ -68,6 +68,7 @@ __all__ = [
     "AffineScaling",
     "Asinh",
     "Box",
+    "DataError",
     "Dirichlet",
     "Domain",
     "Expression",
@@ -83,6 +84,7 @@ __all__ = [
     "Periodic",
     "Points",
     "Problem",
+    "ProblemError",
     "Region",
     "ResidualBlock",
     "Robin",

@@ -105,8 +105,11 @@ class Dirichlet(Condition):
             raise ProblemError(
                 f"{self.label}: an exact condition needs its value as a number or an expression"
             )
-        named = {f"{name}.{end}": (a, s) for a, name in enumerate(domain.names)
-                 for s, end in ((-1, "lower"), (1, "upper"))}
+        named = {
+            f"{name}.{end}": (a, s)
+            for a, name in enumerate(domain.names)
+            for s, end in ((-1, "lower"), (1, "upper"))
+        }
         if self.on == "boundary":
             sides = [(a, s) for a in domain.spatial_axes for s in (-1, 1)]
         elif self.on == "initial":

@@ -31,6 +31,8 @@ MAX_LENGTH = 10_000
 """Longest expression, in characters."""
 MAX_DEPTH = 100
 """Deepest nesting; the terms of a sum or the factors of a product count as one level."""
+MAX_TERMS = 1000
+"""Most terms and factors in one sum or product (Python's own parser gives up at some thousands)."""
 MAX_EXPONENT = 1000
 """Largest absolute value of a constant exponent."""
 
@@ -191,14 +193,16 @@ class _Checker:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # style warnings about the user's literals
                 tree = ast.parse(text, mode="eval")
+            return self.number(tree.body, 0)
         except SyntaxError as error:
             # Only the first part of the message: the rest may advise on Python's own settings.
             self.refuse(f"cannot be read: {error.msg.split(';')[0]}", (error.offset or 1) - 1)
         except (ValueError, OverflowError) as error:
             self.refuse(f"cannot be read: {error}")
         except (RecursionError, MemoryError):
-            self.refuse(f"has too many terms or is nested too deeply (at most {MAX_DEPTH} levels)")
-        return self.number(tree.body, 0)
+            self.refuse(
+                f"is too long or nested too deeply; at most {MAX_TERMS} terms, {MAX_DEPTH} levels"
+            )
 
     def refuse(self, problem: str, column: int | None = None) -> NoReturn:
         """Raise the error, with a position counted from 1."""
@@ -337,6 +341,8 @@ class _Checker:
         while isinstance(left, ast.BinOp) and not isinstance(left.op, ast.Pow):
             spine.append(left)
             left = left.left
+        if len(spine) >= MAX_TERMS:
+            self.refuse(f"has {len(spine) + 1} terms in one sum or product; at most {MAX_TERMS}")
         first = self.number(left, depth)
         rest: list[tuple[Callable[[Any, Any], Any], _Part]] = []
         for link in reversed(spine):

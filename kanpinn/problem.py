@@ -1,4 +1,4 @@
-"""The interface of a problem: a domain, an equation, conditions, and a reference if there is one."""
+"""The interface of a problem: a domain, an equation, conditions, perhaps a reference."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Scaling:
     scale: float = 1.0
 
 
-class Problem(ABC):  # noqa: B024 - a problem overrides `residual` or `blocks`, and either will do
+class Problem(ABC):
     """A differential equation, or data to fit, on a domain.
 
     A subclass sets ``domain``, writes ``residual``, and lists its ``conditions``::
@@ -63,13 +63,13 @@ class Problem(ABC):  # noqa: B024 - a problem overrides `residual` or `blocks`, 
     networks: Mapping[str, tuple[str, ...]] | None = None
     conditions: Sequence[Condition] = ()
     inputs: Sequence[str | AnyInputMap] | None = None
-    scales: Mapping[str, Scaling] = {}  # noqa: RUF012 - read only
-    scalars: Mapping[str, float] = {}  # noqa: RUF012 - read only
+    scales: Mapping[str, Scaling] = {}
+    scalars: Mapping[str, float] = {}
     residual_weight: float = 1.0
 
     summary: ClassVar[str] = ""
 
-    def residual(self, p: Site) -> Tensor | Mapping[str, Tensor]:
+    def residual(self, p: Site) -> Tensor:
         """The equation's residual at the sites, zero for the solution.
 
         Returns ``(n,)``, or ``(n, m)`` for m equations.

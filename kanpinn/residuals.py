@@ -297,9 +297,7 @@ def required_jets(block: ResidualBlock, system: System) -> dict[str, JetSpec]:
         raise ProblemError(
             f"residual {block.name!r} must return a tensor with one row per point, found {found}"
         )
-    return {
-        name: _closure(which, system.coordinates) for name, which in wanted.items() if which
-    }
+    return {name: _closure(which, system.coordinates) for name, which in wanted.items() if which}
 
 
 def _call(block: ResidualBlock, sites: Sequence[Site]) -> Any:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Annotated, Literal
 
@@ -21,14 +21,27 @@ from numpy.typing import NDArray
 from scipy.stats import qmc
 from torch import Tensor
 
-from kanpinn.errors import ProblemError
-from kanpinn.geometry import Kind, Points, Region
+from kanpinn.errors import ConfigError, ProblemError
+from kanpinn.geometry import Graded, Kind, Points, Region
 
 Method = Literal["grid", "random", "sobol", "latin_hypercube"]
+
+QUADRATURE = "quadrature"
+"""Data column of the quadrature weights of unequally spread points; their mean is about 1."""
 
 SOBOL_BITS = 53
 """Digits of a Sobol number: all a float64 in [0, 1) can tell apart, so that two scramblings share
 no point (with SciPy's 30 bits two sets of 2000 numbers would meet in one run of 300)."""
+
+
+@dataclass(frozen=True)
+class Grading:
+    """A share of the interior points, spread equally in ``asinh((x - at)/scale)``."""
+
+    of: Annotated[str, "Name of the graded coordinate"]
+    scale: Annotated[float, Gt(0.0), "Width of the dense part, in the coordinate's unit"]
+    at: Annotated[float, "Where the dense part is centred"] = 0.0
+    share: Annotated[float, Gt(0.0), Le(1.0), "Share of the interior points"] = 0.5
 
 
 @dataclass(frozen=True)
@@ -51,6 +64,13 @@ class SamplingOptions:
         Annotated[float, Gt(0.0), Le(1e6)] | None,
         "At least this many interior points per trainable parameter of the level; null for no rule",
     ] = None
+    grading: Annotated[
+        tuple[Grading, ...], "Shares of the interior points that are denser around a plane"
+    ] = ()
+
+    def __post_init__(self) -> None:
+        if sum(entry.share for entry in self.grading) > 1.0 + 1e-12:
+            raise ConfigError("sampling.grading: the shares add up to more than 1")
 
     def count(self, kind: Kind, level: int = 0, n_parameters: int = 0) -> int:
         """Return the points of one block, round(base growth^level), by the kind of its region.
@@ -163,6 +183,51 @@ def sample(
     if not len(sites[0]):
         raise _empty(region)
     return tuple(points.to(dtype, device) for points in sites)
+
+
+def sample_graded(
+    region: Region,
+    n: int,
+    options: SamplingOptions,
+    names: Sequence[str],
+    seed: np.random.SeedSequence,
+    dtype: torch.dtype = torch.float64,
+    device: torch.device | str = "cpu",
+) -> tuple[Points, ...]:
+    """Return n points of a region, with the options' graded shares among them.
+
+    Grading acts on the inside of a domain; every share has a random stream of its own. The points
+    then carry quadrature weights, one over their density, so that weighted means over them remain
+    means over the region: denser points make those means more exact and nothing more important.
+
+    Raises:
+        ConfigError: If a graded coordinate is not one of `names`.
+    """
+    if not options.grading or region.kind != "interior" or region.n_distinct is not None:
+        return sample(region, n, options.method, seed, dtype, device)
+    graded = [(_graded(region, entry, names), entry.share) for entry in options.grading]
+    rest = 1.0 - sum(share for _, share in graded)
+    counts = [round(share * n) for _, share in graded]
+    parts = [*(part for part, _ in graded), region]
+    drawn = [
+        sample(part, count, options.method, own)
+        for part, count, own in zip(
+            parts, [*counts, n - sum(counts)], seed.spawn(len(parts)), strict=True
+        )
+        if count > 0
+    ]
+    (points,) = (Points.cat(pieces) for pieces in zip(*drawn, strict=True))
+    density = rest + sum(share * part.density(points.x) for part, share in graded)
+    weighted = replace(points, data={**points.data, QUADRATURE: 1.0 / density})
+    return (weighted.to(dtype, device),)
+
+
+def _graded(region: Region, entry: Grading, names: Sequence[str]) -> Graded:
+    if entry.of not in names:
+        raise ConfigError(
+            f"sampling.grading: coordinate {entry.of!r} is unknown; allowed: {', '.join(names)}"
+        )
+    return Graded(region, list(names).index(entry.of), entry.scale, entry.at)
 
 
 def _draw(region: Region, n: int, method: Method, seed: np.random.SeedSequence) -> Tensor:

@@ -21,6 +21,7 @@ from kanpinn.expressions import (
     MAX_DEPTH,
     MAX_EXPONENT,
     MAX_LENGTH,
+    MAX_TERMS,
     Expression,
 )
 from kanpinn.jets import Jet, JetSpec
@@ -392,6 +393,7 @@ HOSTILE = [
     "not " * 2_000 + "x",
     "x**" * 3_000 + "x",
     "x+" * 4_999 + "x",
+    "x+" * MAX_TERMS + "x",
     "x<" * 4_999 + "x",
     "sin(" * (MAX_DEPTH + 1) + "x" + ")" * (MAX_DEPTH + 1),
     "x+(" * (MAX_DEPTH + 1) + "x" + ")" * (MAX_DEPTH + 1),
@@ -457,4 +459,5 @@ def test_limits_are_wide_enough_for_real_use() -> None:
     series = " + ".join(f"sin({k}*x)/{k}" for k in range(1, 301))
     expected = sum(math.sin(k * 0.7) / k for k in range(1, 301))
     assert Expression.parse(series, ["x"])(x=0.7) == pytest.approx(expected, rel=1e-14)
+    assert Expression.parse("x+" * (MAX_TERMS - 1) + "x", ["x"])(x=1.0) == MAX_TERMS
     assert Expression.parse(f"x**{MAX_EXPONENT}", ["x"])(x=1.0) == 1.0

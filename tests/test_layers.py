@@ -19,7 +19,8 @@ LAYERS = (
     {"geometry", "sampling", "problem", "conditions", "residuals", "ansatz"},
     {"optimisers"},
     {"training", "multilevel", "analysis", "study", "parallel"},
-    {"io", "api", "plotting", "config", "__init__"},  # __init__ is `kanpinn` itself
+    # __init__ is `kanpinn` itself
+    {"io", "api", "plotting", "config", "checkpoint", "solution", "provenance", "registry", "__init__"},
     {"cli", "__main__"},
 )
 LAYER_OF = {name: layer for layer, names in enumerate(LAYERS) for name in names}

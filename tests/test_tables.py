@@ -113,6 +113,13 @@ def test_columns_not_chosen_may_hold_anything(tmp_path: Path) -> None:
     refused(path, "line 2, column 'name'", "'first' where a number is needed")
 
 
+def test_numbers_near_the_end_of_the_range(tmp_path: Path) -> None:
+    table = read_table(write(tmp_path, "x,u\n1.7e308,1.7e308\n-1.7e308,5e-324\n"))
+    np.testing.assert_array_equal(table.inputs, [[1.7e308], [-1.7e308]])
+    scaled = AffineScaling.fit_minmax(table.inputs).apply(table.inputs)
+    np.testing.assert_array_equal(scaled, [[1], [-1]])
+
+
 def test_long_csv_is_read_past_the_part_that_is_sampled(tmp_path: Path) -> None:
     values = np.random.default_rng(1).normal(size=(6000, 2))
     body = "".join(f"{a!r};{b!r}\n" for a, b in values.tolist())
@@ -424,12 +431,25 @@ def test_npz_with_other_content(tmp_path: Path) -> None:
     refused(path, "array 'notes.txt' holds bytes", inputs=["notes.txt"], outputs=["x"])
 
 
-def test_npz_that_claims_more_than_it_holds(tmp_path: Path) -> None:
-    header = "{'descr': '<f8', 'fortran_order': False, 'shape': (9000000000000000,), }\n"
-    content = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode()
+@pytest.mark.parametrize(
+    "header",
+    [
+        "{'descr': '<f8', 'fortran_order': False, 'shape': (9000000000000000,), }",
+        "{'descr': '<f8', 'fortran_order': False, 'shape': (-3,), }",
+        "{'descr': '<f8', 'fortran_order': False, 'shape': (2.5,), }",
+        "{'descr': ',,', 'fortran_order': False, 'shape': (3,), }",
+        "{'descr': '<f8', 'shape': (1",
+        "(" * 8000,
+        "-" * 9000 + "1",
+        "open('x')",
+    ],
+    ids=lambda header: header[:60],
+)
+def test_npz_with_a_header_that_is_not_to_be_trusted(tmp_path: Path, header: str) -> None:
+    content = b"\x93NUMPY\x01\x00" + (len(header) + 1).to_bytes(2, "little")
     path = tmp_path / "data.npz"
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("x.npy", content)
+        archive.writestr("x.npy", content + header.encode() + b"\n" + bytes(24))
     refused(path, "array 'x' is damaged", inputs=["x"], outputs=["x"])
 
 
@@ -528,7 +548,7 @@ def test_standard_scaling() -> None:
 
 def test_scaling_is_undone() -> None:
     for scaling in (AffineScaling.fit_minmax(DATA), AffineScaling.fit_standard(DATA)):
-        again = AffineScaling(scaling.shift.tolist(), scaling.scale.tolist())  # type: ignore[arg-type]
+        again = AffineScaling(scaling.shift.tolist(), scaling.scale.tolist())
         points = np.random.default_rng(2).normal(size=(4, 5, 3)) * DATA.std(axis=0)
         np.testing.assert_allclose(
             again.invert(scaling.apply(points)),

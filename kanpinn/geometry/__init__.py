@@ -7,6 +7,7 @@ its maps alone.
 
 from kanpinn.geometry.box import INTERFACE_GAP, Box, Face, Interface, Interior, PeriodicPair
 from kanpinn.geometry.domain import Domain
+from kanpinn.geometry.graded import Graded
 from kanpinn.geometry.points import Points
 from kanpinn.geometry.regions import FixedPoints, Kind, Region, RegionUnion
 
@@ -16,6 +17,7 @@ __all__ = [
     "Domain",
     "Face",
     "FixedPoints",
+    "Graded",
     "Interface",
     "Interior",
     "Kind",

@@ -9,8 +9,6 @@ import itertools
 import math
 import os
 import re
-import zipfile
-import zlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -40,8 +38,6 @@ _DECIMAL_COMMA = re.compile(r"[+-]?(\d[\d. ]*)?,\d+([eE][+-]?\d+)?")
 _HEAD = 65_536  # characters looked at to find the delimiter, and rows of them
 _SAMPLE_ROWS = 50
 _NOT_TEXT = "is not a CSV file in UTF-8: it is binary, or in another encoding"
-# Everything h5py and numpy raise for a damaged file.
-_DAMAGE = (OSError, EOFError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True, eq=False)
@@ -231,15 +227,14 @@ def _read_head(path: Path) -> str:
 
 
 def _csv_rows(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """Line number and stripped cells of every row that is not blank."""
+    """Line number and cells of every row that is not blank."""
     # A byte-order mark is not part of the first name: utf-8-sig drops it.
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file, delimiter=delimiter, skipinitialspace=True, strict=True)
         try:
             for cells in reader:
-                row = [cell.strip() for cell in cells]
-                if len(row) > 1 or any(row):
-                    yield reader.line_num, row
+                if len(cells) > 1 or (cells and cells[0].strip()):
+                    yield reader.line_num, cells
         except csv.Error as error:
             _refuse(path, f"line {reader.line_num} is not valid CSV: {error}", error)
         except UnicodeDecodeError as error:
@@ -269,7 +264,8 @@ def _find_delimiter(head: str) -> str | None:
 
 def _header(path: Path, line: int, cells: Sequence[str]) -> tuple[list[str], bool]:
     """Column names, and whether the first row gives them."""
-    cells = [cells[0].removeprefix("#").strip(), *cells[1:]]  # as numpy.savetxt writes a header
+    cells = [cell.strip() for cell in cells]
+    cells[0] = cells[0].removeprefix("#").lstrip()  # as numpy.savetxt writes a header
     numbers = [cell for cell in cells if _looks_numeric(cell)]
     words = [cell for cell in cells if not _looks_numeric(cell) and cell.lower() not in _MISSING]
     if numbers and words:
@@ -285,7 +281,7 @@ def _header(path: Path, line: int, cells: Sequence[str]) -> tuple[list[str], boo
             _refuse(path, f"line {line}: column {k + 1} has no name")
         if name in cells[:k]:
             _refuse(path, f"line {line}: the column name {name!r} appears twice")
-    return list(cells), True
+    return cells, True
 
 
 def _choose_csv(
@@ -317,11 +313,13 @@ def _numbers(
     for line, cells in rows:
         if len(cells) != len(names):
             _refuse(path, f"line {line} has {len(cells)} values; {len(names)} are needed")
-        for k in positions:
-            value = _number(cells[k])
-            if not math.isfinite(value):
-                _refuse(path, f"line {line}, column {names[k]!r}: {_cell_problem(cells[k])}")
-            values.append(value)
+        numbers = [_number(cells[k]) for k in positions]
+        if not math.isfinite(sum(numbers)):  # one look per row: this loop is the cost of reading
+            for k, number in zip(positions, numbers, strict=True):
+                if not math.isfinite(number):
+                    problem = _cell_problem(cells[k].strip())
+                    _refuse(path, f"line {line}, column {names[k]!r}: {problem}")
+        values.extend(numbers)
     table = np.array(values, dtype=np.float64).reshape(-1, len(wanted))
     return {name: table[:, k] for k, name in enumerate(wanted)}
 
@@ -361,7 +359,7 @@ def _read_npz(path: Path, inputs: Names, outputs: Names) -> _Columns:
     with path.open("rb") as file:  # opened here, so that it is closed if numpy fails
         try:
             archive = np.load(file, allow_pickle=False)
-        except _DAMAGE as error:
+        except Exception as error:  # whatever a damaged file provokes
             _refuse(path, "is not an NPZ file, or is damaged or truncated", error)
         if not isinstance(archive, np.lib.npyio.NpzFile):
             _refuse(path, "is not an NPZ file (one array without a name); save with numpy.savez")
@@ -384,7 +382,7 @@ def _read_npz(path: Path, inputs: Names, outputs: Names) -> _Columns:
 def _read_hdf5(path: Path, inputs: Names, outputs: Names, group: str) -> _Columns:
     try:
         file = h5py.File(path, "r")
-    except _DAMAGE as error:
+    except Exception as error:  # whatever a damaged file provokes
         _refuse(path, "is not an HDF5 file, or is damaged or truncated", error)
     with file:
         try:
@@ -396,7 +394,7 @@ def _read_hdf5(path: Path, inputs: Names, outputs: Names, group: str) -> _Column
                         names.append(name) if isinstance(item, h5py.Dataset) else None
                     )
                 )
-        except _DAMAGE as error:
+        except Exception as error:  # whatever a damaged file provokes
             _refuse(path, "is damaged", error)
         if not isinstance(root, h5py.Group):
             _refuse(path, f"has no group {group!r}")
@@ -460,7 +458,9 @@ def _load_array(path: Path, name: str, load: Callable[[str], Any]) -> Floats:
     """One array as finite float64 columns ``(n, k)``."""
     try:
         loaded = load(name)
-    except (*_DAMAGE, MemoryError, NotImplementedError) as error:
+    except DataError:
+        raise
+    except Exception as error:  # whatever a damaged file provokes
         _refuse(path, f"array {name!r} is damaged and cannot be read", error)
     dtype = getattr(loaded, "dtype", None)
     if dtype is None or dtype.kind not in "biuf":

@@ -8,7 +8,7 @@ Each function maps a tensor ``z`` and a highest order ``m <= 4`` to the list
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ def _register(function: Derivatives) -> Derivatives:
     return function
 
 
-def _polynomials(value: Tensor, rows: list[list[float]], order: int) -> list[Tensor]:
+def _polynomials(value: Tensor, rows: Sequence[Sequence[float]], order: int) -> list[Tensor]:
     """Derivatives that are polynomials in ``value``; each row lists rising powers."""
     result = []
     for row in rows[: order + 1]:
@@ -51,14 +51,14 @@ def cos(z: Tensor, order: int) -> list[Tensor]:
 @_register
 def tan(z: Tensor, order: int) -> list[Tensor]:
     """Tangent; derivatives are polynomials in tan."""
-    rows = [[0.0, 1.0], [1, 0, 1], [0, 2, 0, 2], [2, 0, 8, 0, 6], [0, 16, 0, 40, 0, 24]]
+    rows = [[0, 1], [1, 0, 1], [0, 2, 0, 2], [2, 0, 8, 0, 6], [0, 16, 0, 40, 0, 24]]
     return _polynomials(torch.tan(z), rows, order)
 
 
 @_register
 def tanh(z: Tensor, order: int) -> list[Tensor]:
     """Hyperbolic tangent; derivatives are polynomials in tanh."""
-    rows = [[0.0, 1.0], [1, 0, -1], [0, -2, 0, 2], [-2, 0, 8, 0, -6], [0, 16, 0, -40, 0, 24]]
+    rows = [[0, 1], [1, 0, -1], [0, -2, 0, 2], [-2, 0, 8, 0, -6], [0, 16, 0, -40, 0, 24]]
     return _polynomials(torch.tanh(z), rows, order)
 
 
@@ -66,7 +66,7 @@ def tanh(z: Tensor, order: int) -> list[Tensor]:
 def sigmoid(z: Tensor, order: int) -> list[Tensor]:
     """Logistic function; derivatives are polynomials in it."""
     rows = [
-        [0.0, 1.0],
+        [0, 1],
         [0, 1, -1],
         [0, 1, -3, 2],
         [0, 1, -7, 12, -6],

@@ -109,7 +109,7 @@ class Jet:
     def __mul__(self, other: Jet | Tensor | float) -> Jet:
         if not isinstance(other, Jet):
             return Jet(self.spec, self.data * other)
-        f, g = self.data, other.data
+        f, g = self.data.unbind(0), other.data.unbind(0)
         rows = []
         for terms in self.spec.product_terms:
             count, i, j = terms[0]
@@ -131,12 +131,12 @@ class Jet:
 
     def __pow__(self, exponent: float | Jet) -> Jet:
         if isinstance(exponent, Jet):
-            return torch.exp(exponent * torch.log(self))  # type: ignore[call-overload, no-any-return]
+            return (exponent * self.apply(FUNCTIONS["log"])).apply(FUNCTIONS["exp"])
         return self.apply(lambda z, order: power(z, exponent, order))
 
-    def __rpow__(self, base: float) -> Jet:
+    def __rpow__(self, base: Tensor | float) -> Jet:
         scale = torch.log(torch.as_tensor(base, dtype=self.data.dtype, device=self.data.device))
-        return torch.exp(self * scale)  # type: ignore[call-overload, no-any-return]
+        return (self * scale).apply(FUNCTIONS["exp"])
 
     def __abs__(self) -> Jet:
         return self.apply(FUNCTIONS["abs"])
@@ -163,17 +163,17 @@ class Jet:
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         name = getattr(func, "__name__", "").strip("_")
-        if func is torch.where:
+        # silu and relu pass on inplace=False; anything else would change the meaning.
+        plain = all(value in (False, "none") for value in (kwargs or {}).values())
+        if plain and func is torch.where and len(args) == 3:
             return _where(*args)
-        if name in ("maximum", "minimum"):
-            first, second = args
-            mask = _value(first) >= _value(second)
-            return _where(mask if name == "maximum" else ~mask, first, second)
-        if name in _REFLECTED:
-            return _REFLECTED[name](args[1], args[0])
-        if name in FUNCTIONS and isinstance(args[0], Jet):
+        if plain and name in ("maximum", "minimum"):
+            return _extreme(name, *args)
+        if plain and name in _OPERATORS:
+            return _binary(name, *args)
+        if plain and name in FUNCTIONS and isinstance(args[0], Jet):
             return args[0].apply(FUNCTIONS[name])
-        raise TypeError(f"torch function {name!r} is not defined for jets")
+        raise TypeError(f"torch function {name!r} with these arguments is not defined for jets")
 
 
 def compose(z: Tensor, derivatives: Sequence[Tensor], spec: JetSpec) -> Tensor:
@@ -201,12 +201,13 @@ def chain_polynomials(z: Tensor, spec: JetSpec) -> list[dict[int, Tensor]]:
     Entry 0 (the value) is empty; entry ``k`` maps ``m`` to a tensor of the shape of ``z[0]``.
     """
     rows: list[dict[int, Tensor]] = [{}]
+    components = z.unbind(0)  # one node for reverse mode, where indexing would make many
     for terms in spec.chain_terms[1:]:
         row: dict[int, Tensor] = {}
         for count, m, factors in terms:
-            product = z[factors[0]]
+            product = components[factors[0]]
             for component in factors[1:]:
-                product = product * z[component]
+                product = product * components[component]
             if count != 1:
                 product = count * product
             row[m] = row[m] + product if m in row else product
@@ -231,19 +232,30 @@ def _lift(operand: Any, like: Jet) -> Jet:
     return Jet.constant(value.expand_as(like.value), like.spec)
 
 
+def _extreme(name: str, first: Any, second: Any) -> Jet:
+    """``maximum`` or ``minimum``, the first where both are equal; NaN where either is NaN."""
+    f, s = _value(first), _value(second)
+    mask = (f >= s if name == "maximum" else f <= s) | (f != f)
+    return _where(mask, first, second)
+
+
 # Tensor-first arithmetic (``tensor * jet``) arrives through __torch_function__ with these names.
-_REFLECTED: dict[str, Callable[[Any, Any], Any]] = {
-    "add": lambda jet, other: jet + other,
-    "radd": lambda jet, other: jet + other,
-    "sub": lambda jet, other: other_minus(jet, other),
-    "rsub": lambda jet, other: other_minus(jet, other),
-    "mul": lambda jet, other: jet * other,
-    "rmul": lambda jet, other: jet * other,
-    "div": lambda jet, other: jet**-1 * other,
-    "truediv": lambda jet, other: jet**-1 * other,
+_OPERATORS = {
+    "add": ("__add__", "__radd__"),
+    "sub": ("__sub__", "__rsub__"),
+    "mul": ("__mul__", "__rmul__"),
+    "div": ("__truediv__", "__rtruediv__"),
+    "pow": ("__pow__", "__rpow__"),
+    "lt": ("__lt__", "__gt__"),
+    "le": ("__le__", "__ge__"),
+    "gt": ("__gt__", "__lt__"),
+    "ge": ("__ge__", "__le__"),
 }
 
 
-def other_minus(jet: Jet, other: Tensor) -> Jet:
-    """``other - jet`` for a plain tensor ``other``."""
-    return (-jet) + other
+def _binary(name: str, first: Any, second: Any) -> Any:
+    """``first op second``, one of them perhaps a plain tensor."""
+    direct, reflected = _OPERATORS[name]
+    if isinstance(first, Jet):
+        return getattr(first, direct)(second)
+    return getattr(second, reflected)(first)

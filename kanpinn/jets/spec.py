@@ -1,4 +1,4 @@
-"""What a jet carries: a closed set of multi-indices over directions, and perhaps a summed Laplacian.
+"""What a jet carries: a closed set of multi-indices over directions, maybe a summed Laplacian.
 
 A jet is the stack of a function's value and of the derivatives a differential equation needs.
 The derivatives are taken along *directions*; by default these are the coordinate axes, but any
@@ -12,7 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cache, cached_property
 
 from kanpinn.errors import ProblemError
 
@@ -43,12 +43,17 @@ class JetSpec:
 
     def __post_init__(self) -> None:
         known = set(self.indices)
+        if any(len(index) != self.n_directions for index in known):
+            raise ProblemError(f"jet indices {self.indices} do not fit {self.n_directions} directions")
+        if len(known) < len(self.indices):
+            raise ProblemError(f"jet indices {self.indices} are repeated")
         if not self.indices or any(self.indices[0]):
             raise ProblemError("a jet's first component must be the value")
         for index in self.indices:
             if sum(index) > MAX_ORDER:
                 raise ProblemError(
-                    f"derivative {index} has order {sum(index)}; jets carry orders up to {MAX_ORDER}"
+                    f"derivative {index} has order {sum(index)}; jets carry orders up to "
+                    f"{MAX_ORDER}"
                 )
             if any(lower not in known for lower in _predecessors(index)):
                 raise ProblemError(f"jet indices are not downward closed below {index}")
@@ -161,7 +166,7 @@ def _predecessors(index: MultiIndex) -> set[MultiIndex]:
     }
 
 
-@lru_cache(maxsize=None)
+@cache
 def _set_partitions(n: int) -> tuple[tuple[tuple[int, ...], ...], ...]:
     """All partitions of ``0 .. n-1`` into non-empty blocks (1, 1, 2, 5, 15 of them)."""
     if n == 0:

@@ -123,9 +123,7 @@ class FieldNetwork(nn.Module):
         """Field values ``(n, n_fields)`` at points ``(n, d)``."""
         return self.jet(self.prepare(x, JetSpec.value_only(x.shape[-1]))).value
 
-    def _maps(
-        self, coordinates: Jet, formulas: list[Formula], neutral: float
-    ) -> Tensor | None:
+    def _maps(self, coordinates: Jet, formulas: list[Formula], neutral: float) -> Tensor | None:
         """Stacked jets of the formulas, or ``None`` if all of them are neutral."""
         if all(formula == neutral for formula in formulas):
             return None

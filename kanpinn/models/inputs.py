@@ -18,7 +18,7 @@ from torch import Tensor
 
 from kanpinn.errors import ConfigError
 from kanpinn.expressions import Expression
-from kanpinn.jets import Jet
+from kanpinn.jets import FUNCTIONS, Jet
 
 Bounds = Mapping[str, tuple[float, float]]
 
@@ -84,8 +84,8 @@ class Asinh(InputMap):
     def __call__(self, coordinates: Mapping[str, Jet], side: Tensor | None, bounds: Bounds) -> Jet:
         """``asinh((x - at)/scale)`` scaled to [-1, 1]."""
         lower, upper = (math.asinh((end - self.at) / self.scale) for end in bounds[self.of])
-        stretched: Jet = torch.asinh((coordinates[self.of] - self.at) / self.scale)  # type: ignore[call-overload]
-        return _unit(stretched, lower, upper)
+        stretched = (coordinates[self.of] - self.at) / self.scale
+        return _unit(stretched.apply(FUNCTIONS["asinh"]), lower, upper)
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class Periodic(InputMap):
         angle = (coordinates[self.of] - lower) * (2 * math.pi / (upper - lower))
         rows = []
         for k in range(1, self.harmonics + 1):
-            rows += [torch.cos(angle * k), torch.sin(angle * k)]  # type: ignore[call-overload]
+            rows += [(angle * k).apply(FUNCTIONS[name]) for name in ("cos", "sin")]
         return Jet(angle.spec, torch.stack([row.data for row in rows], -1))
 
 
@@ -162,9 +162,7 @@ class Inputs:
                 Expression.parse(entry.formula, self.names)
 
     @classmethod
-    def coordinates(
-        cls, names: Sequence[str], bounds: Sequence[tuple[float, float]]
-    ) -> Inputs:
+    def coordinates(cls, names: Sequence[str], bounds: Sequence[tuple[float, float]]) -> Inputs:
         """The plain coordinates."""
         return cls(tuple(names), tuple(bounds), tuple(Coordinate(of=name) for name in names))
 

@@ -1,4 +1,4 @@
-"""Layers on knots: B-splines (KAN) and power-ReLU channels (multichannel MLP), one function space."""
+"""Layers on knots: B-splines (KAN) and power-ReLU channels (multichannel MLP), of one space."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from kanpinn.jets import JetSpec, chain_polynomials
+from kanpinn.jets import JetSpec
 from kanpinn.models.layer import Layer, apply_elementwise, scatter_features
+from kanpinn.models.spline_features import SplineFeatures, combine
 from kanpinn.splines import (
     Knots,
     PowerReluBasis,
@@ -157,7 +158,7 @@ class KnotLayer(Layer):
         return knots_from_logits(logits, lower, upper, self.settings.floor)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)
         like = self.coefficients
         self._fixed_knots = self._fixed_knots.to(dtype=like.dtype, device=like.device)
         if not self.settings.free:
@@ -184,6 +185,9 @@ class SplineLayer(KnotLayer):
         return SplineBasis.from_padded(self.order, padded, self.n_intervals)
 
     def _basis_features(self, z: Tensor, spec: JetSpec) -> Tensor:
+        if not self.settings.free and spec.n_components > 1:
+            features: Tensor = SplineFeatures.apply(z, self.basis, spec, self.n_spline_features)
+            return features
         first, values = self.basis.local(z[0], spec.order)  # (n, P), (D+1, n, P, r)
         local = combine(values, z[..., None], spec)  # (K, n, P, r)
         return scatter_features(local, first, self.n_spline_features)
@@ -235,27 +239,7 @@ class PowerReluLayer(KnotLayer):
         return _convert(self, layer, relu_to_spline)
 
 
-def combine(values: Tensor, z: Tensor, spec: JetSpec) -> Tensor:
-    """Feature jets from basis derivatives and the chain rule's factors.
-
-    Args:
-        values: ``b^(m)(z_0)``, ``(D+1, ...)``.
-        z: input jets ``(K, ...)``, broadcasting against ``values[0]``.
-        spec: names the components.
-
-    Returns:
-        ``(K, ...)``.
-    """
-    rows = [values[0]]
-    for factors in chain_polynomials(z, spec)[1:]:
-        parts = [values[m] * factor for m, factor in factors.items()]
-        rows.append(sum(parts[1:], parts[0]))
-    return torch.stack(rows)
-
-
-def _convert(
-    source: KnotLayer, target: Any, change: Callable[[Knots, Tensor], Tensor]
-) -> Any:
+def _convert(source: KnotLayer, target: Any, change: Callable[[Knots, Tensor], Tensor]) -> Any:
     n = source.n_spline_features
     with torch.no_grad():
         spline, base = source.coefficients[:, :n], source.coefficients[:, n:]

@@ -53,10 +53,14 @@ class Network(nn.Module, ABC):
     layers: nn.ModuleList
 
     @property
+    def chain(self) -> tuple[Layer, ...]:
+        """The layers, typed."""
+        return tuple(layer for layer in self.layers if isinstance(layer, Layer))
+
+    @property
     def widths(self) -> tuple[int, ...]:
         """Number of channels before the first layer and after each layer."""
-        chain = [layer for layer in self.layers if isinstance(layer, Layer)]
-        return (chain[0].in_width, *(layer.out_width for layer in chain))
+        return (self.chain[0].in_width, *(layer.out_width for layer in self.chain))
 
     @property
     def smoothness(self) -> int | None:
@@ -69,7 +73,7 @@ class Network(nn.Module, ABC):
         ``first_features`` are the first layer's features, where they were computed before: they
         do not change while the points stay and that layer's knots are fixed.
         """
-        first, *rest = self.layers
+        first, *rest = self.chain
         z = first(z, spec) if first_features is None else first.contract(first_features)
         for layer in rest:
             z = layer(z, spec)

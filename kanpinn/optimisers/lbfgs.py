@@ -35,6 +35,10 @@ from kanpinn.optimisers.line_search import (
 RESTART_SHRINK = 0.1
 # The gradient norm must fall by this factor to count as progress where the loss does not fall.
 GRADIENT_PROGRESS = 0.9
+# The noise of a loss is taken to be at least this many units of round-off.
+LEAST_NOISE = 10.0
+# A move of theta by less than this many units of round-off cannot be expected to lower the loss.
+RESOLUTION = 100.0
 
 NOTE_RESTART = "restarted from best iterate: loss or gradient not finite"
 NOTE_FAILED = "line search failed: history cleared, searched along the steepest descent"
@@ -58,13 +62,18 @@ class LBFGSOptions:
     curvature: Annotated[float, Gt(0), Lt(1), "c2 of the strong Wolfe conditions"] = 0.9
     max_line_search_evaluations: Annotated[int, Ge(1), "evaluations in one line search"] = 25
     loss_noise: Annotated[
-        float, Ge(0), "relative difference below which two losses count as equal in a line search"
-    ] = 1e-9
+        float,
+        Ge(0),
+        "relative difference below which two losses count as equal in a line search; "
+        "never less than 10 units of round-off",
+    ] = 1e-8
     gradient_tolerance: Annotated[float, Ge(0), "stops at this 2-norm of the gradient"] = 1e-14
     change_tolerance: Annotated[
         float, Ge(0), "relative fall of the loss, over `patience` steps, that counts as progress"
     ] = 1e-9
-    patience: Annotated[int, Ge(1), "steps without progress in loss or gradient before a stop"] = 30
+    patience: Annotated[int, Ge(1), "steps without progress in loss or gradient before a stop"] = (
+        100
+    )
     max_restarts: Annotated[
         int, Ge(0), "restarts from the best iterate after non-finite losses"
     ] = 3
@@ -110,8 +119,11 @@ class LBFGS(Optimiser):
     * a pair without positive curvature above round-off is not stored;
     * a direction that is no descent, or a line search that fails, clears the history, and the step
       goes on along ``-g``;
-    * if that fails too, the step stops with NO_PROGRESS if the loss only changed by round-off,
-      otherwise with LINE_SEARCH_FAILED, and parameters unchanged;
+    * if that fails too, the step stops, parameters unchanged: with NO_PROGRESS if the loss changed
+      by no more than noise or the first trial moved theta by no more than round-off, otherwise with
+      LINE_SEARCH_FAILED;
+    * a search that runs out of evaluations or comes up against a non-finite region takes the lowest
+      point with sufficient decrease, if it found one;
     * non-finite trials only shorten the step; a non-finite loss or gradient where the step starts
       restarts it from the best iterate with cleared history and a shorter first trial, up to
       ``max_restarts`` times over all steps, then stops with NON_FINITE at the best iterate.
@@ -198,6 +210,7 @@ class LBFGS(Optimiser):
     ) -> tuple[SearchResult, Memory, Notes]:
         """Search along the quasi-Newton direction and, if need be, the steepest descent."""
         notes: Notes = ()
+        was_flat = False
         if memory.history.count:
             direction = memory.history.direction(start.gradient)
             slope, square = torch.stack(
@@ -209,12 +222,16 @@ class LBFGS(Optimiser):
                 if found.trial is not None:
                     return found, memory, notes
                 notes = (NOTE_FAILED,)
+                was_flat = found.end is SearchEnd.FLAT
             else:
                 notes = (NOTE_ASCENT,)
             memory = memory.cleared()
         first = memory.scale or min(1.0, 1.0 / start.gradient.abs().sum().item())
         first *= self.options.learning_rate * RESTART_SHRINK**memory.restarts
-        return self._along(-start.gradient, -start.slope, first, memory, line), memory, notes
+        found = self._along(-start.gradient, -start.slope, first, memory, line)
+        if found.trial is None and was_flat:
+            found = replace(found, end=SearchEnd.FLAT)
+        return found, memory, notes
 
     def _along(
         self, direction: Tensor, slope: float, first: float, memory: Memory, line: _Line
@@ -222,22 +239,26 @@ class LBFGS(Optimiser):
         """A line search from the memory's point along ``direction`` (n,)."""
         start, options = memory.point, self.options
         assert start is not None
+        noise = max(options.loss_noise, LEAST_NOISE * torch.finfo(direction.dtype).eps)
         # Bounded by the best loss, not the current one: noise cannot add up over many steps.
         conditions = WolfeConditions(
             value=start.value,
             slope=slope,
             c1=options.sufficient_decrease,
             c2=options.curvature,
-            ceiling=memory.best_loss + options.loss_noise * abs(memory.best_loss),
-            noise=options.loss_noise * abs(start.value),
+            ceiling=memory.best_loss + noise * abs(memory.best_loss),
+            noise=noise * abs(start.value),
         )
-        return wolfe_search(
+        found = wolfe_search(
             lambda step: line.at(start.theta, step, direction),
             replace(start, slope=slope),
             first,
             conditions,
             options.max_line_search_evaluations,
         )
+        if found.trial is None and _below_resolution(first * direction, start.theta):
+            return replace(found, end=SearchEnd.FLAT)
+        return found
 
     def _learn(self, start: Trial, trial: Trial, memory: Memory) -> tuple[Memory, Notes]:
         """Store the new point and, if it has curvature above round-off, the pair it gives."""
@@ -259,6 +280,12 @@ class LBFGS(Optimiser):
         if math.sqrt(memory.point.slope) <= self.options.gradient_tolerance:
             return StopReason.GRADIENT_TOLERANCE
         return StopReason.NO_PROGRESS if memory.stalled >= self.options.patience else None
+
+
+def _below_resolution(move: Tensor, theta: Tensor) -> bool:
+    """Whether a move (n,) of theta (n,) is of the size of the rounding of theta."""
+    resolution = RESOLUTION * torch.finfo(theta.dtype).eps
+    return bool(torch.linalg.vector_norm(move) <= resolution * torch.linalg.vector_norm(theta))
 
 
 def _result(

@@ -86,7 +86,7 @@ class SearchEnd(Enum):
 
     WOLFE = "both conditions hold"
     DECREASE = "sufficient decrease, without the curvature condition"
-    FLAT = "failed: no finite trial differed from the start by more than round-off"
+    FLAT = "failed: no trial differed from the start by more than noise"
     FAILED = "failed"
 
 

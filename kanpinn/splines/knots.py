@@ -145,7 +145,9 @@ class Knots:
 
     def channel(self, channel: int) -> Knots:
         """The knots of one channel, as knots with a single channel."""
-        return Knots(self.order, (self.breakpoints[channel],), _is_uniform(self.breakpoints[channel]))
+        return Knots(
+            self.order, (self.breakpoints[channel],), _is_uniform(self.breakpoints[channel])
+        )
 
     def extended(self, channel: int) -> Tensor:
         """All knots ``t_{1-r} .. t_{n+r-1}`` of a channel, ``(n + 2r - 1,)``.
@@ -182,7 +184,9 @@ class Knots:
         marks = [True] * self.channels if channels is None else list(channels)
         if len(marks) != self.channels:
             raise KnotError(f"{len(marks)} marks were given for {self.channels} channels")
-        fine = [_with_midpoints(t) if m else t for t, m in zip(self.breakpoints, marks, strict=True)]
+        fine = [
+            _with_midpoints(t) if m else t for t, m in zip(self.breakpoints, marks, strict=True)
+        ]
         return Knots(self.order, tuple(fine), self.uniform)
 
     def inserted(self, points: Sequence[Sequence[float]]) -> Knots:

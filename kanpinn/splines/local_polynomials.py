@@ -8,6 +8,7 @@ a point then costs one look-up and one Horner scheme for the values and all deri
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -150,7 +151,7 @@ def _transposed_horner(v: Tensor, g: Tensor, powers: int) -> Tensor:
     gradient = g.new_empty(powers, *g.shape[1:])
     gradient[0] = weights[0]
     for k in range(1, powers):
-        for w, w_next in zip(weights, weights[1:], strict=False):
+        for w, w_next in pairwise(weights):
             w.mul_(v).add_(w_next)
         weights[-1].mul_(v)
         gradient[k] = weights[0]

@@ -17,14 +17,21 @@ from kanpinn.models import KnotNetwork, ModelOptions
 from kanpinn.optimisers import StopReason
 from kanpinn.problem import Problem, build_system
 from kanpinn.residuals import ResidualBlock, System, required_jets
-from kanpinn.sampling import SamplingOptions, sample, stream
+from kanpinn.sampling import SamplingOptions, sample, sample_graded, stream
 from kanpinn.splines import Knots
 from kanpinn.training.evaluation import ReferenceErrors, held_out_data, predict
 from kanpinn.training.hierarchy import Hierarchy, Level, Refinement, build_hierarchy, refine_system
 from kanpinn.training.loop import LevelContext, Trainer
 from kanpinn.training.objective import BlockData, ParameterPack, SystemObjective
 from kanpinn.training.options import TrainingOptions
-from kanpinn.training.state import LevelRecord, LevelState, NullObserver, Observer, RunState, snapshot
+from kanpinn.training.state import (
+    LevelRecord,
+    LevelState,
+    NullObserver,
+    Observer,
+    RunState,
+    snapshot,
+)
 
 
 @dataclass(frozen=True)
@@ -77,9 +84,7 @@ class MultilevelRun:
             if level.index in begun and level.index != self.state.current.record.level:
                 continue
             context = self._begin(level, resumed=level.index in begun)
-            trainer = Trainer(
-                self.options.training, context, self.state, self.observer
-            )
+            trainer = Trainer(self.options.training, context, self.state, self.observer)
             reason = trainer.run()
             if reason in (
                 StopReason.INTERRUPTED,
@@ -162,8 +167,11 @@ class MultilevelRun:
             count = round(block.points * sampling.growth**level.index)
         count = -(-max(count, 1) // block.group) * block.group
         seed = stream(self.options.seed, "train", block.name, level.index)
-        method = sampling.method if block.group == 1 else "sobol"
-        return sample(region, count, method, seed, self.options.dtype, self.options.device)
+        options = self.options
+        if block.group > 1:  # a mean needs equal weights
+            return sample(region, count, "sobol", seed, options.dtype, options.device)
+        names = self.problem.domain.names
+        return sample_graded(region, count, sampling, names, seed, options.dtype, options.device)
 
     def _compare(self, coarse: System, context: LevelContext, record: LevelRecord) -> None:
         """Loss before and after the prolongation, on the new level's points, and the change."""

@@ -16,6 +16,7 @@ from kanpinn.models import Prepared
 from kanpinn.models.knot_layers import KnotLayer
 from kanpinn.optimisers import ParameterLayout
 from kanpinn.residuals import ResidualBlock, System, evaluate_rows, required_jets
+from kanpinn.sampling import QUADRATURE
 from kanpinn.training.accumulate import tree_sum
 
 CHUNK_BYTES = 2**21  # of the widest layer's features: temporaries then stay in a core's cache
@@ -135,9 +136,8 @@ class BlockData:
     def _feature_bytes(self, system: System) -> int:
         total = 0
         for name, spec in self.specs.items():
-            first = system.parts[name].network.layers[0]
-            width = first.coefficients.shape[1]  # type: ignore[union-attr, index]
-            total += spec.n_components * int(width) * self.n_points * len(self.points) * 8
+            width = system.parts[name].network.chain[0].coefficients.shape[1]
+            total += spec.n_components * width * self.n_points * len(self.points) * 8
         return total
 
 
@@ -148,15 +148,17 @@ def chunk_rows(system: System, specs: Mapping[str, JetSpec], n_sites: int) -> in
     """
     widest = 1
     for name, spec in specs.items():
-        for layer in system.parts[name].network.layers:
+        for layer in system.parts[name].network.chain:
             local = layer.in_width * (layer.order if isinstance(layer, KnotLayer) else 1)
-            widest = max(widest, spec.n_components * int(local) * n_sites)  # type: ignore[arg-type]
+            widest = max(widest, spec.n_components * local * n_sites)
     rows = CHUNK_BYTES // (8 * widest)
     return 1 << max(6, min(12, rows.bit_length() - 1))
 
 
 class SystemObjective:
-    """``sum_b weight_b mean((w_i r_i)^2)`` over the rows of every block ``b``.
+    """``sum_b weight_b mean(q_i (w_i r_i)^2)`` over the rows of every block ``b``.
+
+    ``q`` are the quadrature weights of unequally spread points, 1 for others.
 
     Implements the optimisers' objective over one pack of parameters.
 
@@ -221,6 +223,9 @@ class SystemObjective:
                     self.rows.setdefault(block.name, []).append((where, size))
                     rows = rows * weights[where][:, None]
                 values = rows.square() if block.loss is None else block.loss(rows)
+                quadrature = chunk.points[0].data.get(QUADRATURE)
+                if quadrature is not None:
+                    values = values * (quadrature[:, None] if values.ndim > 1 else quadrature)
                 width = values.shape[-1] if values.ndim > 1 else 1
                 yield values.sum() * (block.weight / (count * width)), block.name
 

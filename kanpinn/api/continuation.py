@@ -1,0 +1,120 @@
+"""Finding a run to continue, and making sure that it is the same run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from kanpinn.api.prepare import Prepared
+from kanpinn.api.result import target_met
+from kanpinn.checkpoint import Checkpoint, read_checkpoint, restore_state
+from kanpinn.config import RESUMABLE_KEYS, differing_keys, read_yaml
+from kanpinn.errors import ConfigError, RunFolderError
+from kanpinn.io.run_folder import RunFolder, run_folders
+from kanpinn.optimisers import StopReason
+from kanpinn.provenance import file_sha256
+from kanpinn.training import RunState
+
+STEPS = "training.phases.*.steps"
+
+
+def find_run(runs: Path, config: Mapping[str, Any], out: str | Path | None) -> RunFolder:
+    """The folder of the run to continue: ``out``, or the newest unfinished one of this config.
+
+    Args:
+        runs: folder of the runs of that name.
+        config: resolved.
+        out: the run folder, if it was named.
+
+    Raises:
+        RunFolderError: if there is none.
+        ConfigError: if there are unfinished ones, but of another config.
+    """
+    if out is not None:
+        folder = RunFolder(out)
+        if not folder.config.is_file():
+            raise RunFolderError(f"{folder.path}: holds no run to continue; leave out --resume")
+        return folder
+    found = run_folders(runs)
+    unfinished = [folder for folder in found if folder.status is None or not folder.status.final]
+    differences = [differing_keys(_saved_config(folder), config) for folder in unfinished]
+    for folder, keys in zip(unfinished, differences, strict=True):
+        if not keys:
+            return folder
+    if unfinished:
+        raise _differs(unfinished[0].path, differences[0])
+    end = f" (the newest, {found[0].path.name}, is {found[0].status})" if found else ""
+    raise RunFolderError(f"{runs}: no unfinished run of this config to continue{end}")
+
+
+def recall(folder: RunFolder, prepared: Prepared, config: Mapping[str, Any]) -> Checkpoint | None:
+    """The checkpoint of a run, once it is sure that the config is that of the run.
+
+    ``None`` if the run was ended before its first checkpoint.
+
+    Raises:
+        CheckpointError: if the checkpoint cannot be used.
+        ConfigError: naming the keys that differ, or the problem's file if that has changed.
+    """
+    if not folder.checkpoint.exists():
+        keys = differing_keys(_saved_config(folder), config)
+        if keys:
+            raise _differs(folder.path, keys)
+        return None
+    checkpoint = read_checkpoint(folder.checkpoint)
+    keys = differing_keys(checkpoint.config, config)
+    if keys:
+        raise _differs(folder.path, keys)
+    source = checkpoint.problem.get("source")
+    if source and prepared.source and file_sha256(prepared.source) != source["sha256"]:
+        raise ConfigError(
+            f"{folder.path}: {prepared.source} has changed since this run began, so it cannot be "
+            "continued; start a new run"
+        )
+    return checkpoint
+
+
+def restored(checkpoint: Checkpoint, prepared: Prepared, config: Mapping[str, Any]) -> RunState:
+    """The run's state on the device of the config; unfinished again if its budget has grown.
+
+    Raises:
+        RunFolderError: if more steps are asked for than a finished run can take.
+    """
+    options = prepared.run.options
+    state = restore_state(checkpoint, options.device, options.dtype)
+    if state.finished and _goes_on(state, prepared):
+        state.finished = False
+    if state.finished:
+        rest = [key for key in RESUMABLE_KEYS if key != STEPS]
+        keys = differing_keys(checkpoint.config, config, rest)
+        if keys:
+            raise RunFolderError(
+                f"{checkpoint.path.parent}: the run has finished, and its optimiser's memory is "
+                f"gone: {', '.join(keys)} cannot change any more; start a new run"
+            )
+    return state
+
+
+def _goes_on(state: RunState, prepared: Prepared) -> bool:
+    """Whether what ended a finished run in the midst of a phase would not end it now."""
+    training, reason = prepared.config.training, state.current.record.stop_reason
+    if reason == StopReason.TIME:
+        return training.time_limit is None or training.time_limit > state.elapsed
+    if reason == StopReason.TARGET:
+        return not target_met(training.target, state.history[-1])
+    return False
+
+
+def _saved_config(folder: RunFolder) -> dict[str, Any]:
+    try:
+        return read_yaml(folder.config)
+    except ConfigError:  # cut off when the run was killed, or edited: it is no config to go on with
+        return {}
+
+
+def _differs(path: Path, keys: Sequence[str]) -> ConfigError:
+    return ConfigError(
+        f"{path}: this run has another config, so it cannot be continued; "
+        f"different: {', '.join(keys)}; allowed to change: {', '.join(RESUMABLE_KEYS)}"
+    )

@@ -1,0 +1,167 @@
+"""From a config to everything a run needs, checked in full, with nothing trained or written."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kanpinn.config import (
+    RunConfig,
+    load_config,
+    naming,
+    parse_config,
+    read_yaml,
+    run_options,
+    to_dict,
+)
+from kanpinn.config.convert import plain
+from kanpinn.errors import ConditioningError, ConfigError, NestingError
+from kanpinn.problem import Problem, build_system
+from kanpinn.registry import GROUP, build_problem, problem_source
+from kanpinn.training import MultilevelRun
+from kanpinn.training.hierarchy import refine_system
+
+AnyConfig = str | Path | Mapping[str, Any] | RunConfig
+AnyProblem = Problem | type[Problem]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that could begin.
+
+    Attributes:
+        config: resolved.
+        problem: what is to be solved.
+        run: the engine on the initial state.
+        source: the file of a problem that is not a registered one, if it has a file.
+    """
+
+    config: RunConfig
+    problem: Problem
+    run: MultilevelRun
+    source: Path | None
+
+
+def prepare(
+    config: AnyConfig, overrides: Sequence[str] = (), problem: AnyProblem | None = None
+) -> Prepared:
+    """Resolve a config and build problem, model and hierarchy.
+
+    Args:
+        config: path of a YAML file, a mapping as in one, or a resolved config.
+        overrides: ``KEY=VALUE``, as on the command line.
+        problem: an instance or a class, instead of what the config says of the problem.
+
+    Raises:
+        ConfigError: naming the source, the key, what was found and what is allowed.
+    """
+    own = None
+    if problem is None:
+        resolved = _resolve(config, overrides)
+        located = problem_source(resolved.problem.name)
+        source = located.path if located else None
+    else:
+        own = _instance(problem)
+        resolved = _resolve_around(own, config, overrides)
+        source = None if _registered_name(type(own)) else _source_file(type(own))
+    with naming(resolved):
+        found = own if own is not None else build_problem(resolved.problem)
+        run = MultilevelRun(found, run_options(resolved))
+        _check_transfers(run)
+    return Prepared(resolved, found, run, source)
+
+
+def _resolve(config: AnyConfig, overrides: Sequence[str]) -> RunConfig:
+    if isinstance(config, RunConfig):
+        if not overrides:
+            return config
+        return parse_config(to_dict(config), config.source, overrides=overrides)
+    if isinstance(config, Mapping):
+        return parse_config(config, overrides=overrides)
+    return load_config(config, overrides)
+
+
+def _check_transfers(run: MultilevelRun) -> None:
+    """Go through all refinements once: knots that do not nest show before any training."""
+    options = run.options
+    if options.training.transfer != "prolongation":
+        return
+    system = build_system(run.problem, options.model, torch.Generator().manual_seed(0))
+    try:
+        for level in run.hierarchy.levels[1:]:
+            assert level.refinement is not None
+            system = refine_system(system, level.refinement, options.training.transfer)
+    except (NestingError, ConditioningError) as error:
+        raise ConfigError(f"training.refine: {error}") from error
+
+
+# --- problems that are given as Python objects --------------------------------------------------
+def _instance(problem: AnyProblem) -> Problem:
+    found = problem() if isinstance(problem, type) else problem
+    if not isinstance(found, Problem):
+        raise ConfigError(
+            f"problem: found {type(found).__name__}, allowed: a kanpinn.Problem, class or instance"
+        )
+    return found
+
+
+def _resolve_around(problem: Problem, config: AnyConfig, overrides: Sequence[str]) -> RunConfig:
+    """The config with this problem in the place of its own."""
+    source, folder = "config", None
+    if isinstance(config, RunConfig):
+        data, source = to_dict(config), config.source
+    elif isinstance(config, Mapping):
+        data = {"name": type(problem).__name__.strip("_") or "run", **config}
+    else:
+        data, source, folder = read_yaml(Path(config)), str(config), Path(config).parent
+    for text in overrides:
+        if text.partition("=")[0].strip().split(".")[0] == "problem":
+            raise ConfigError(
+                f"override {text[:60]!r}: the problem is given as an object; set it there"
+            )
+    data = {**data, "problem": {**_parameters(problem), "name": _reference(type(problem))}}
+    return parse_config(data, source, folder, overrides, import_problem=False)
+
+
+def _parameters(problem: Problem) -> dict[str, Any]:
+    """The fields of a dataclass, as far as a config can hold them."""
+    if not dataclasses.is_dataclass(problem):
+        return {}
+    found = {}
+    for entry in dataclasses.fields(problem):
+        try:
+            found[entry.name] = plain(getattr(problem, entry.name))
+        except (ConfigError, AttributeError):
+            continue
+    return found
+
+
+def _reference(cls: type[Problem]) -> str:
+    """What a config would call the class: its registered name, ``file.py:Class``, or its own."""
+    registered, file = _registered_name(cls), _source_file(cls)
+    if registered:
+        return registered
+    if file is not None and file.suffix == ".py" and cls.__qualname__.isidentifier():
+        return f"{file}:{cls.__qualname__}"
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _registered_name(cls: type[Problem]) -> str | None:
+    target = f"{cls.__module__}:{cls.__qualname__}"
+    return next((p.name for p in entry_points(group=GROUP) if p.value == target), None)
+
+
+def _source_file(cls: type[Problem]) -> Path | None:
+    """The file a class was defined in, ``None`` for one typed at a prompt."""
+    try:
+        file = inspect.getsourcefile(cls)
+    except (TypeError, OSError):
+        return None
+    return Path(file).resolve() if file and Path(file).is_file() else None

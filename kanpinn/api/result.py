@@ -1,0 +1,160 @@
+"""What solving gives back, and the summary of a run."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from kanpinn import __version__
+from kanpinn.config import RunConfig
+from kanpinn.io.run_folder import Status, strict_json
+from kanpinn.optimisers import StopReason
+from kanpinn.solution import Solution
+from kanpinn.training import RunOptions, RunState, TargetOptions
+
+
+@dataclass(frozen=True)
+class SolveResult:
+    """How a run ended.
+
+    Attributes:
+        status: what it came to.
+        summary: the content of ``summary.json``.
+        folder: the run folder.
+    """
+
+    status: Status
+    summary: Mapping[str, Any]
+    folder: Path
+
+    @property
+    def exit_code(self) -> int:
+        """What the command line returns for it."""
+        return self.status.exit_code
+
+    @property
+    def rel_l2(self) -> float | None:
+        """Relative L2 error of the default solution, ``None`` without a reference."""
+        return self._number("rel_l2")
+
+    @property
+    def linf(self) -> float | None:
+        """Largest error of the default solution, ``None`` without a reference."""
+        return self._number("linf")
+
+    @property
+    def heldout_residual(self) -> float | None:
+        """Root mean square residual of the equation on points never trained on."""
+        return self._number("heldout_residual")
+
+    @property
+    def loss(self) -> float | None:
+        """Training loss of the default solution."""
+        return self._number("loss")
+
+    @property
+    def wall_s(self) -> float:
+        """Seconds of training in all sessions."""
+        return float(self.summary["wall_s"])
+
+    @property
+    def levels(self) -> list[dict[str, Any]]:
+        """The records of all levels."""
+        return list(self.summary["levels"])
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Further figures of merit that the problem defines."""
+        return dict(self.summary["metrics"])
+
+    @cached_property
+    def solution(self) -> Solution:
+        """The solution, read from the checkpoint when it is first asked for."""
+        return Solution.load(self.folder)
+
+    def _number(self, key: str) -> float | None:
+        value = self.summary.get(key)
+        return None if value is None else float(value)
+
+
+def status_of(state: RunState, target: TargetOptions) -> Status:
+    """How a run ended, from its state alone."""
+    record, given = state.current.record, target.given
+    if record.stop_reason == StopReason.INTERRUPTED:
+        return Status.INTERRUPTED
+    if record.stop_reason == StopReason.NON_FINITE or not math.isfinite(record.loss or 0.0):
+        return Status.DIVERGED
+    if given:
+        rows = [state.history[-1], best_row(state)]
+        reached = any(target_met(target, row) for row in rows)
+        return Status.TARGET_REACHED if reached else Status.TARGET_MISSED
+    return Status.TIME_LIMIT if record.stop_reason == StopReason.TIME else Status.COMPLETED
+
+
+def target_met(target: TargetOptions, row: Mapping[str, Any]) -> bool:
+    """Whether a logged line meets all targets; False if there is none."""
+    values = [(row.get(name), limit) for name, limit in target.given.items()]
+    return bool(values) and all(v is not None and v <= limit for v, limit in values)
+
+
+def best_row(state: RunState) -> Mapping[str, Any]:
+    """The logged line of the default solution; empty if no iterate had a finite score."""
+    level = state.best_level
+    for row in reversed(state.history):
+        if row["level"] == level.record.level and row["heldout_score"] == level.best_score:
+            return row
+    return {}
+
+
+def summarise(
+    state: RunState,
+    status: Status,
+    config: RunConfig,
+    options: RunOptions,
+    metrics: Mapping[str, float],
+) -> dict[str, Any]:
+    """The content of ``summary.json``.
+
+    Numbers are those of the default solution, the best iterate by the held-out score; each level's
+    record says what its last iterate had.
+    """
+    row = best_row(state) if state.levels else {}
+    level = state.best_level if state.levels else None
+    summary = {
+        "status": status.value,
+        "name": config.name,
+        "problem": config.problem.name,
+        "rel_l2": row.get("rel_l2"),
+        "linf": row.get("linf"),
+        "heldout_residual": row.get("heldout_residual"),
+        "loss": row.get("loss"),
+        "wall_s": state.elapsed,
+        "n_params": level.record.n_params if level else None,
+        "device": str(options.device),
+        "dtype": config.dtype,
+        "seed": config.seed,
+        "version": __version__,
+        "levels": [entry.record.as_dict() for entry in state.levels],
+        "metrics": dict(metrics),
+        "steps": state.total_steps,
+        "best_level": level.record.level if level else None,
+        "best_step": level.best_step if level else None,
+        "peak_rss_mb": peak_memory(),
+    }
+    result: dict[str, Any] = strict_json(summary)
+    return result
+
+
+def peak_memory() -> float | None:
+    """Most memory this process has held so far, in MiB; ``None`` where that is not known."""
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)

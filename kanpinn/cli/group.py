@@ -1,0 +1,124 @@
+"""The group of all commands: finds them when they are needed, and turns errors into exit codes."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import click
+
+from kanpinn.errors import EXIT_FAILURE, EXIT_INTERRUPTED, KanpinnError
+
+# Modules and functions of the commands, imported one at a time: `kanpinn solve` reads no other.
+COMMANDS = {
+    "solve": "kanpinn.cli.solve:solve",
+    "validate": "kanpinn.cli.solve:validate",
+    "evaluate": "kanpinn.cli.evaluate:evaluate",
+    "plot": "kanpinn.cli.evaluate:plot",
+    "inspect": "kanpinn.cli.show:inspect",
+    "list": "kanpinn.cli.show:list_names",
+}
+
+
+@dataclass
+class Session:
+    """What one call of the program shares between its commands."""
+
+    verbose: bool = False
+
+
+class CommandGroup(click.Group):
+    """A group that imports a command when it is asked for.
+
+    A user's mistake is one line on stderr and the error's exit code; ``-v`` shows the traceback.
+    """
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All names, in the order of a user's work."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the command's module."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, name = COMMANDS[cmd_name].partition(":")
+        command = getattr(importlib.import_module(module), name)
+        assert isinstance(command, click.Command)
+        return command
+
+    def main(  # type: ignore[override]
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Run a command; standing alone, exit with its code."""
+        name = prog_name or "kanpinn"
+        if not standalone_mode:
+            return super().main(args, name, complete_var, standalone_mode=False, **extra)
+        session = Session()
+        extra.setdefault("obj", session)
+        try:
+            code = super().main(args, name, complete_var, standalone_mode=False, **extra)
+            sys.stdout.flush()  # a closed pipe shows here, and not when the interpreter ends
+        except Exception as error:
+            code = report(error, session.verbose)
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def report(error: Exception, verbose: bool) -> int:
+    """Print one line that says what is wrong; the exit code."""
+    if isinstance(error, BrokenPipeError):
+        # Whoever read our output has seen enough; what is left must not fail again at the exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILURE
+    if verbose and not isinstance(error, click.ClickException | click.Abort):
+        traceback.print_exception(error)
+    match error:
+        case click.exceptions.NoArgsIsHelpError():
+            click.echo(error.format_message(), err=True)
+            return error.exit_code
+        case click.UsageError():
+            path = error.ctx.command_path if error.ctx else "kanpinn"
+            _complain(f"{error.format_message()} (see {path} --help)")
+            return error.exit_code
+        case click.ClickException():
+            _complain(error.format_message())
+            return error.exit_code
+        case click.Abort():
+            _complain("stopped at once; what was saved before is whole")
+            return EXIT_INTERRUPTED
+        case KanpinnError():
+            _complain(str(error))
+            return error.exit_code
+        case OSError():
+            _complain(str(error))
+        case MemoryError():
+            _complain(f"out of memory ({error})" if str(error) else "out of memory")
+        case _:
+            again = "" if verbose else "; -v shows where"
+            _complain(f"{type(error).__name__}: {error} (this is a bug in kanpinn{again})")
+    return EXIT_FAILURE
+
+
+def _complain(text: str) -> None:
+    """One line, whatever line breaks the text has."""
+    click.echo("error: " + " ".join(text.split()), err=True)
+
+
+@click.command(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="kanpinn", prog_name="kanpinn")
+def main() -> None:
+    """Solve PDEs and fit functions with multilevel spline networks.
+
+    Start with `kanpinn solve configs/poisson.yaml`. Results go to stdout, log and progress to
+    stderr. Exit codes: 0 done, 1 failure at run time, 2 usage or config error, 3 diverged,
+    4 budget spent before the target was met, 130 interrupted with a checkpoint.
+    """

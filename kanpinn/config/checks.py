@@ -1,0 +1,49 @@
+"""What type hints cannot say of a config: knots that increase, ranges that are not empty."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from kanpinn.config.convert import Errors, show
+from kanpinn.models import Formula
+from kanpinn.models.options import KnotNetworkOptions, ModelOptions
+from kanpinn.training import TrainingOptions
+
+INCREASING = "at least two numbers, strictly increasing"
+
+
+def check_model(model: ModelOptions, errors: Errors) -> None:
+    """Widths, breakpoints and ranges of input maps."""
+    if model.widths is not None and len(model.widths) < 2:
+        errors.add(
+            "model.widths", f"found {show(model.widths)}, allowed: inputs first, outputs last"
+        )
+    for number, entry in enumerate(model.inputs or ()):
+        if isinstance(entry, Formula) and not entry.range[0] < entry.range[1]:
+            errors.add(
+                f"model.inputs.{number}.range",
+                f"found {show(entry.range)}, allowed: the least value, then a greater one",
+            )
+    if isinstance(model, KnotNetworkOptions):
+        for i, layer in enumerate(model.breakpoints or ()):
+            for j, channel in enumerate(layer):
+                _check_knots(channel, f"model.breakpoints.{i}.{j}", errors)
+
+
+def check_training(training: TrainingOptions, errors: Errors) -> None:
+    """User-given refinements."""
+    for i, rule in enumerate(() if isinstance(training.refine, str) else training.refine):
+        path = f"training.refine.{i}"
+        if isinstance(rule, int):
+            if rule < 1:
+                errors.add(path, f"found {rule}, allowed: an integer of at least 1, or a list")
+            continue
+        for j, layer in enumerate(rule):
+            if not isinstance(layer, int):
+                _check_knots(layer, f"{path}.{j}", errors)
+
+
+def _check_knots(knots: Sequence[float], path: str, errors: Errors) -> None:
+    if len(knots) < 2 or any(right <= left for left, right in pairwise(knots)):
+        errors.add(path, f"found {show(knots)}, allowed: {INCREASING}")

@@ -1,0 +1,6 @@
+"""Trained solutions: evaluated on a user's points, and looked into."""
+
+from kanpinn.solution.evaluator import Evaluator
+from kanpinn.solution.solution import CHECKPOINT_NAME, Solution
+
+__all__ = ["CHECKPOINT_NAME", "Evaluator", "Solution"]

@@ -1,0 +1,160 @@
+"""Evaluation of trained networks on a user's points: checked, in chunks, values and derivatives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any, Literal, TypeVar, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kanpinn.errors import ConfigError, DomainError, ProblemError
+from kanpinn.geometry import Box
+from kanpinn.jets import Jet, JetSpec
+from kanpinn.models import KnotNetwork
+from kanpinn.residuals import System
+from kanpinn.training.objective import chunk_rows
+
+Outside = Literal["error", "extend", "nan"]
+Side = Literal[-1, 1]
+Values = TypeVar("Values", Tensor, NDArray[Any])
+MultiIndex = tuple[int, ...]
+Pick = Mapping[str, Callable[[Jet], Tensor]]
+
+
+class Evaluator:
+    """Values and derivatives of a system's fields at points ``(n, d)``.
+
+    Args:
+        system: networks with the coordinates and bounds they know.
+        fields: the order of the columns of the results.
+    """
+
+    def __init__(self, system: System, fields: Sequence[str]) -> None:
+        self.system = system
+        names = system.field_names
+        self._order = [names.index(name) for name in fields]
+
+    @cached_property
+    def box(self) -> Box:
+        """The bounding box of the domain."""
+        inputs = next(iter(self.system.parts.values())).inputs
+        spatial = self.system.coordinates.spatial
+        times = [name for axis, name in enumerate(inputs.names) if axis not in spatial]
+        lower, upper = zip(*inputs.bounds, strict=True)
+        return Box(lower, upper, inputs.names, times[0] if times else None)
+
+    def values(self, x: Values, outside: Outside) -> Values:
+        """Field values ``(n, n_fields)``."""
+        value = (0,) * len(self.box.names)
+        pick = {"": _component(value)}
+        return self._evaluate(x, JetSpec.value_only(len(value)), pick, outside, 1)[""]
+
+    def derivatives(
+        self, x: Values, names: Sequence[str | Sequence[str]], outside: Outside, side: Side
+    ) -> dict[str, Values]:
+        """Derivatives by name, each ``(n, n_fields)``."""
+        if not names:
+            raise ProblemError("derivatives: none was named; e.g. derivatives(x, 'x', 'xx')")
+        wanted = dict(self._multi_index(name) for name in names)
+        for name, index in wanted.items():
+            self._check_order(repr(name), sum(index))
+        spec = JetSpec.closure(len(self.box.names), wanted.values())
+        pick = {name: _component(index) for name, index in wanted.items()}
+        return self._evaluate(x, spec, pick, outside, side)
+
+    def laplacian(self, x: Values, outside: Outside, side: Side) -> Values:
+        """Sum of the second derivatives in space, ``(n, n_fields)``."""
+        spatial = self.system.coordinates.spatial
+        if not spatial:
+            raise ProblemError("laplacian: the problem has no space coordinate")
+        self._check_order("laplacian", 2)
+        spec = JetSpec.closure(len(self.box.names), (), spatial)
+        return self._evaluate(x, spec, {"": lambda jet: jet.laplacian}, outside, side)[""]
+
+    def _evaluate(
+        self, x: Values, spec: JetSpec, pick: Pick, outside: Outside, side: Side
+    ) -> dict[str, Values]:
+        """What ``pick`` takes from the jets, in chunks."""
+        self._check(x, outside)
+        like = next(self.system.parameters())
+        device = x.device if isinstance(x, Tensor) else torch.device("cpu")
+        shape = (len(x), len(self._order))
+        results = {name: torch.empty(shape, dtype=like.dtype, device=device) for name in pick}
+        for rows in self._chunks(len(x), spec):
+            piece = _tensor(x[rows])
+            jets = self._jets(piece.to(like), spec, side)
+            beyond = ~self.box.contains(piece) if outside == "nan" else None
+            for name, take in pick.items():
+                values = torch.cat([take(jet) for jet in jets], -1)[:, self._order].to(device)
+                if beyond is not None:
+                    values[beyond] = torch.nan
+                results[name][rows] = values
+        if isinstance(x, Tensor):
+            return results
+        return {name: values.numpy() for name, values in results.items()}
+
+    def _jets(self, x: Tensor, spec: JetSpec, side: Side) -> list[Jet]:
+        """The jets ``(K, n, n_fields)`` of all networks at points ``(n, d)``."""
+        sides = x.new_full((len(x),), side)
+        with torch.no_grad():
+            return [part.jet(part.prepare(x, spec, sides)) for part in self.system.parts.values()]
+
+    def _chunks(self, n: int, spec: JetSpec) -> Iterator[slice]:
+        size = chunk_rows(self.system, dict.fromkeys(self.system.parts, spec), 1)
+        for start in range(0, n, size):
+            yield slice(start, min(start + size, n))
+
+    def _check(self, x: Any, outside: Outside) -> None:
+        """Type and shape, finite numbers, and unless told otherwise the domain."""
+        if outside not in get_args(Outside):
+            allowed = ", ".join(get_args(Outside))
+            raise ConfigError(f"outside: found {outside!r}, allowed: {allowed}")
+        if outside == "error":
+            self.box.check(x)
+            return
+        self.box.check(x[:0] if getattr(x, "ndim", 0) else x)
+        for rows in self._chunks(len(x), JetSpec.value_only(len(self.box.names))):
+            wrong = ~torch.isfinite(_tensor(x[rows])).all(dim=1)
+            if wrong.any():
+                row = rows.start + int(wrong.nonzero()[0])
+                raise DomainError(f"points: row {row} is not finite, allowed: finite numbers")
+
+    def _multi_index(self, name: str | Sequence[str]) -> tuple[str, MultiIndex]:
+        """The key and the multi-index of a derivative."""
+        if isinstance(name, str):
+            key, letters = name, (name,) if name in self.box.names else tuple(name)
+        else:
+            key, letters = " ".join(name), tuple(name)
+        try:
+            return key, self.system.coordinates.index(letters, f"derivative {key!r}")
+        except AttributeError as error:
+            raise ProblemError(str(error)) from error
+
+    def _check_order(self, what: str, order: int) -> None:
+        """Refuse derivatives of an order in which the model is zero between jumps."""
+        for part in self.system.parts.values():
+            smoothness = part.network.smoothness
+            if smoothness is None or order <= smoothness + 1:
+                continue
+            who = "this activation has"
+            if isinstance(part.network, KnotNetwork):
+                who = f"splines of order {smoothness + 2} have"
+            raise ProblemError(
+                f"derivative {what} has order {order}: {who} derivatives up to order "
+                f"{smoothness + 1}, continuous ones up to {smoothness}"
+            )
+
+
+def _component(index: MultiIndex) -> Callable[[Jet], Tensor]:
+    return lambda jet: jet.component(index)
+
+
+def _tensor(piece: Tensor | NDArray[Any]) -> Tensor:
+    """Some points as a tensor; a copy, since numpy's memory may be read-only or reversed."""
+    if isinstance(piece, Tensor):
+        return piece.detach()
+    return torch.tensor(np.ascontiguousarray(piece))

@@ -1,0 +1,41 @@
+"""Spline spaces: knots, local evaluation, exact transfer, the power-ReLU basis, free knots."""
+
+from kanpinn.splines.basis import SplineBasis
+from kanpinn.splines.free_knots import (
+    DEFAULT_FLOOR,
+    knots_from_logits,
+    logits_from_breakpoints,
+)
+from kanpinn.splines.knots import MAX_ORDER, MIN_ORDER, Knots
+from kanpinn.splines.power_relu import (
+    DEFAULT_LIMIT,
+    PowerReluBasis,
+    ReluProlongation,
+    change_of_basis,
+    condition_number,
+    relu_prolongation,
+    relu_to_spline,
+    spline_to_relu,
+)
+from kanpinn.splines.transfer import Prolongation, project, prolongation
+
+__all__ = [
+    "DEFAULT_FLOOR",
+    "DEFAULT_LIMIT",
+    "MAX_ORDER",
+    "MIN_ORDER",
+    "Knots",
+    "PowerReluBasis",
+    "Prolongation",
+    "ReluProlongation",
+    "SplineBasis",
+    "change_of_basis",
+    "condition_number",
+    "knots_from_logits",
+    "logits_from_breakpoints",
+    "project",
+    "prolongation",
+    "relu_prolongation",
+    "relu_to_spline",
+    "spline_to_relu",
+]
