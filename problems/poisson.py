@@ -33,7 +33,7 @@ class Poisson(Problem):
 
     def __post_init__(self) -> None:
         d, wave = self.dimension, math.pi * self.frequency
-        self.domain = Box([-1.0] * d, [1.0] * d, names=("x", "y", "z")[:d])
+        self.domain = Box((-1.0,) * d, (1.0,) * d, names=("x", "y", "z")[:d])
         vanishes = self.shift == 0 and float(self.frequency).is_integer()
         solution = " * ".join(f"sin({wave!r} * ({a} - {self.shift!r}))" for a in self.domain.names)
         self.conditions = (

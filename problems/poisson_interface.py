@@ -45,7 +45,7 @@ class PoissonInterface(Problem):
     summary = "div(eps grad u) = f on [-1, 1]^2, eps jumps from 1 to 1/2 at x = 0"
 
     def __post_init__(self) -> None:
-        self.domain = Box([-1.0, -1.0], [1.0, 1.0], interfaces={"x": (0.0,)})
+        self.domain = Box((-1.0, -1.0), (1.0, 1.0), interfaces={"x": (0.0,)})
         self.inputs = ("x", "y", Abs(of="x"))
         self.conditions = (
             Dirichlet(value=0.0, exact=self.exact_boundary, weight=self.boundary_weight),
@@ -59,10 +59,10 @@ class PoissonInterface(Problem):
 
     def residual(self, p: Site) -> Tensor:
         """``eps laplace(u) - f``: eps is constant on either side, and no point lies between."""
-        left = p.x < 0
-        eps = torch.where(left, EPS_LEFT, EPS_RIGHT)
+        left, one = p.x < 0, torch.ones_like(p.x)  # in the points' dtype, as pi m x must be
+        eps = torch.where(left, EPS_LEFT * one, EPS_RIGHT * one)
         # f = -eps (m^2 + 3^2) pi^2 u, where u = sin(m pi x) sin(3 pi y), m = 1 or 2.
-        half_waves = torch.where(left, 1.0, 2.0)
+        half_waves = torch.where(left, one, 2 * one)
         solution = torch.sin(half_waves * math.pi * p.x) * torch.sin(3 * math.pi * p.y)
         return eps * (p.u.laplacian + (half_waves**2 + 9) * math.pi**2 * solution)
 

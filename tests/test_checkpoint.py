@@ -138,7 +138,7 @@ def test_every_model_comes_back_bit_for_bit(name: str, tmp_path: Path) -> None:
     levels = 1 if name.startswith("mlp") else 2
     kept = states(Plain(), options(MODELS[name], levels))
     assert kept[0].optimiser, "no checkpoint inside a phase: the test would miss its state"
-    for state in (kept[0], kept[len(kept) // 2], kept[-1]):
+    for state in (kept[0], kept[-1]):
         back = round_trip(state, tmp_path / "c.h5")
         same_states(state, back)
         x = Plain.domain.evaluation_grid((9, 9))[0]
@@ -252,8 +252,9 @@ def test_a_resumed_run_equals_the_undisturbed_one(name: str, tmp_path: Path) -> 
     recorder = Recorder(lambda state: save(tmp_path / f"{next(paths)}.h5", state, problem))
     final = MultilevelRun(problem, chosen, recorder).run()
     files = recorder.kept
-    assert len(files) == 7 + 1  # every 5 of 36 steps, and the end
-    for file in (files[0], files[2], files[4], files[6]):  # both optimisers, on both levels
+    assert len(files) == 6 + 1  # every 3 of 20 steps, and the end
+    # Inside the phases of both optimisers, on both levels.
+    for file in (files[0], files[2], files[3], files[5]) if name == "kan" else (files[2],):
         state = restore_state(read_checkpoint(file))
         assert not state.finished
         resumed = MultilevelRun(problem, chosen, state=state).run()

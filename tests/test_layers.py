@@ -20,7 +20,8 @@ LAYERS = (
     {"optimisers"},
     {"training", "multilevel", "analysis", "study", "parallel"},
     # __init__ is `kanpinn` itself
-    {"io", "api", "plotting", "config", "checkpoint", "solution", "provenance", "registry", "__init__"},
+    {"io", "api", "plotting", "config", "registry", "checkpoint", "solution", "provenance"}
+    | {"__init__"},
     {"cli", "__main__"},
 )
 LAYER_OF = {name: layer for layer, names in enumerate(LAYERS) for name in names}

@@ -37,6 +37,13 @@ from kanpinn.optimisers import (
     build_optimiser,
 )
 from kanpinn.optimisers.curvature_history import CurvatureHistory
+from kanpinn.optimisers.line_search import (
+    SearchEnd,
+    SearchResult,
+    Trial,
+    WolfeConditions,
+    wolfe_search,
+)
 
 F64 = torch.float64
 Loss = Callable[[Tensor], Tensor]
@@ -191,8 +198,10 @@ def test_solves(solver: str, name: str, device: torch.device) -> None:
     assert last.gradient_norm is not None and last.gradient_norm.item() <= norm
     assert objective.evaluations == sum(result.evaluations for result in results)
     assert all(tensor.device == start.device for tensor in last.state.values())
-    if (solver, name) == ("lbfgs", "log_barrier"):
-        assert objective.non_finite > 0  # the region was met, and survived
+    if solver == "lbfgs":
+        assert last.stop in (StopReason.GRADIENT_TOLERANCE, StopReason.NO_PROGRESS)
+        # the non-finite region was met, and survived
+        assert (objective.non_finite > 0) == (name == "log_barrier")
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
@@ -259,6 +268,17 @@ def test_state_does_not_share_the_parameters(solver: str) -> None:
     assert_same_state(result.state, kept)
     again = optimiser.step(moved, result.state, objective, layout)
     assert again.loss.item() < rosenbrock(torch.full((10,), 0.3, dtype=F64)).item()
+
+
+def test_state_does_not_share_parameters_that_did_not_move() -> None:
+    theta = torch.ones(20, dtype=F64)
+    optimiser, layout = LBFGS(LBFGSOptions(gradient_tolerance=1e-3)), layout_of(theta)
+    state = optimiser.init(theta, layout)
+    result = optimiser.step(theta, state, AutogradObjective(quadratic()), layout)
+    assert result.stop is StopReason.GRADIENT_TOLERANCE
+    theta.fill_(5.0)
+    result.theta.fill_(6.0)
+    assert (result.state["theta"] == 1).all() and (result.state["best_theta"] == 1).all()
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
@@ -578,6 +598,81 @@ def test_direction_equals_dense_bfgs(count: int, generator: torch.Generator) -> 
     np.testing.assert_allclose(history.direction(gradient).numpy(), expected, rtol=1e-9)
 
 
+def yanai(a: float, b1: float, b2: float) -> float:
+    """A function with flat ends that differ in steepness."""
+
+    def gamma(b: float) -> float:
+        return math.sqrt(1 + b * b) - b
+
+    left = gamma(b1) * math.sqrt((1 - a) ** 2 + b2 * b2)
+    return left + gamma(b2) * math.sqrt(a * a + b1 * b1)
+
+
+# Test functions of More and Thuente (doi:10.1145/192115.192132), section 5, a logarithm, and worse.
+LINES: dict[str, Callable[[float], float]] = {
+    "1": lambda a: -a / (a * a + 2),
+    "2": lambda a: (a + 0.004) ** 5 - 2 * (a + 0.004) ** 4,
+    "4": lambda a: yanai(a, 0.001, 0.001),
+    "5": lambda a: yanai(a, 0.01, 0.001),
+    "6": lambda a: yanai(a, 0.001, 0.01),
+    "log": lambda a: -a - 0.01 * math.log(4 - a) if a < 4 else math.nan,
+    "sharp": lambda a: math.hypot(a - 0.97, 1e-4) + 50 * max(a - 0.97, 0.0) ** 2,
+    "waves": lambda a: 0.3 * (a - 3) ** 2 - 0.5 * math.sin(9 * a),
+}
+
+
+def search_along(
+    line: Callable[[float], float], first: float, c1: float, c2: float, budget: int = 60
+) -> tuple[SearchResult, WolfeConditions]:
+    nothing = torch.zeros(0)
+
+    def evaluate(step: float) -> Trial:
+        h = 1e-6 * max(1e-2, abs(step))
+        slope = (line(step + h) - line(step - h)) / (2 * h)
+        return Trial(step, line(step), slope, nothing, nothing, nothing)
+
+    start = evaluate(0.0)
+    conditions = WolfeConditions(start.value, start.slope, c1, c2, -math.inf, 0.0)
+    return wolfe_search(evaluate, start, first, conditions, budget), conditions
+
+
+@pytest.mark.parametrize("first", [1e-3, 1e-1, 1e1, 1e3])
+@pytest.mark.parametrize("name", LINES)
+def test_line_search_on_hard_lines(name: str, first: float) -> None:
+    """Strong Wolfe, tightly (c2 = 0.1), from first steps over six decades."""
+    found, conditions = search_along(LINES[name], first, 1e-3, 0.1)
+    assert found.end is SearchEnd.WOLFE and found.trial is not None
+    trial = found.trial
+    assert trial.value <= conditions.value + 1e-3 * trial.step * conditions.slope
+    assert abs(trial.slope) <= 0.1 * abs(conditions.slope)
+    assert found.evaluations <= 25
+
+
+def test_line_search_comes_back_quickly_from_a_non_finite_region() -> None:
+    """By powers of ten: halving alone would need 20 evaluations."""
+
+    def line(a: float) -> float:
+        return -2 * a - 3 * math.log(4 - a) if a < 4 else math.nan
+
+    found, _ = search_along(line, 1e6, 1e-4, 0.9)
+    assert found.end is SearchEnd.WOLFE and found.evaluations <= 12
+
+
+def test_lbfgs_noise_cannot_add_up() -> None:
+    """A loss that creeps up at each evaluation: accepted only up to the noise above the best."""
+    scales = torch.logspace(0, 3, 12, dtype=F64)
+    count = 0
+
+    def creeping(x: Tensor) -> tuple[Tensor, Tensor]:
+        nonlocal count
+        count += 1
+        return torch.tensor(1 + 0.3e-8 * (count - 1), dtype=F64), scales * x
+
+    results = solve(LBFGS(), Scripted(creeping), torch.ones(12, dtype=F64), 20)
+    losses = [result.loss.item() for result in results if result.stop is None]
+    assert losses and 1 < max(losses) <= 1 + 1.0001e-8
+
+
 def scipy_run(function: Loss, start: Tensor, steps: int) -> tuple[list[float], float, float]:
     """All losses evaluated by scipy's L-BFGS-B, its final loss and gradient norm."""
     objective, losses = AutogradObjective(function), []
@@ -772,6 +867,16 @@ def test_lbfgs_steepest_descent_saves_a_failed_search() -> None:
     results = solve(LBFGS(options), AutogradObjective(rosenbrock), start, 300, state)
     assert any("history cleared" in note for note in results[0].notes)
     assert results[0].stop is None and results[-1].loss.item() < 1e-15
+
+
+def test_lbfgs_never_searches_uphill() -> None:
+    """Pairs turned round make H negative definite: its direction is not tried at all."""
+    objective = AutogradObjective(rosenbrock)
+    good = solve(LBFGS(), objective, torch.full((10,), -1.2, dtype=F64), 8)[-1]
+    turned = {name: -good.state[name] for name in ("y_history", "products")}
+    result = LBFGS().step(good.theta, good.state | turned, objective, layout_of(good.theta))
+    assert result.notes == ("quasi-Newton direction was no descent: history cleared",)
+    assert result.loss.item() < good.loss.item() and int(result.state["pairs"]) == 1
 
 
 def test_lbfgs_non_finite_start_without_a_best_iterate() -> None:

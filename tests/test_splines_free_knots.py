@@ -47,14 +47,15 @@ def reference(logits: NDArray[np.float64], a: float, b: float, floor: float) -> 
 @pytest.mark.parametrize("spread", [0.0, 1.0, 300.0])
 def test_knots_are_ordered_and_above_the_floor(spread: float) -> None:
     logits = random_logits(spread)
-    padded = knots_from_logits(logits, -0.3, 1.1, FLOOR)
+    # Ends with a + (b - a) != b, so that b itself must be set.
+    padded = knots_from_logits(logits, -0.7, 0.4, FLOOR)
     assert padded.shape == (3, 9)
     for row, s, n in zip(padded, logits, COUNTS, strict=True):
-        assert row[0] == -0.3
-        assert row[n] == 1.1
+        assert row[0] == -0.7
+        assert row[n] == 0.4
         assert row[n + 1 :].isposinf().all()
-        assert (row[: n + 1].diff() > FLOOR / n * 1.4 * (1.0 - 1e-12)).all()
-        expected = reference(s[:n].numpy(), -0.3, 1.1, FLOOR)
+        assert (row[: n + 1].diff() > FLOOR / n * 1.1 * (1.0 - 1e-12)).all()
+        expected = reference(s[:n].numpy(), -0.7, 0.4, FLOOR)
         np.testing.assert_allclose(row[: n + 1], expected, rtol=0, atol=1e-15)
 
 
@@ -97,6 +98,14 @@ def test_refinement_is_admissible_and_keeps_coarse_knots(spread: float) -> None:
         weights = prolongation(knots, following).weights  # nests within its tolerance
         assert weights.isfinite().all()
         knots = following
+
+
+def test_many_knots_do_not_drift() -> None:
+    logits = torch.from_numpy(np.random.default_rng(0).standard_normal((20, 128)))
+    padded = knots_from_logits(logits, -1.0, 1.0, FLOOR)
+    knots = Knots.from_breakpoints(4, list(padded))
+    again = knots_from_logits(logits_from_breakpoints(knots.refined(), FLOOR), -1.0, 1.0, FLOOR)
+    torch.testing.assert_close(again[:, ::2], padded, rtol=0, atol=4e-15)
 
 
 def test_refined_logits_are_the_coarse_ones_twice() -> None:

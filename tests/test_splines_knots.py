@@ -49,6 +49,12 @@ def test_greville_abscissae_reproduce_the_identity(order: int) -> None:
     torch.testing.assert_close(sums, x, rtol=0, atol=1e-14)
 
 
+def test_numpy_integers_count() -> None:
+    knots = Knots.uniform_grid(np.int64(4), np.int64(3), 1)  # type: ignore[arg-type]
+    assert type(knots.order) is int
+    assert knots.n_intervals == (3,)
+
+
 def test_refinement_keeps_coarse_knots_bit_for_bit() -> None:
     knots = Knots.uniform_grid(5, [7, 10], 2, lower=-0.3, upper=0.7)
     fine = knots
@@ -108,6 +114,7 @@ def test_type_and_device(device: torch.device) -> None:
         (lambda: Knots.uniform_grid(2.5, 4, 1), "must be an integer, found 2.5"),  # type: ignore[arg-type]
         (lambda: Knots.uniform_grid(4, 0, 1), "channel 0 has 0 intervals"),
         (lambda: Knots.uniform_grid(4, [3, -1], 2), "channel 1 has -1 intervals"),
+        (lambda: Knots.uniform_grid(4, [3.0], 1), "3.0 intervals, an integer"),  # type: ignore[list-item]
         (lambda: Knots.uniform_grid(4, [3, 2], 3), "2 interval counts were given for 3"),
         (lambda: Knots.uniform_grid(4, 4, 0), "at least one channel"),
         (lambda: Knots.uniform_grid(4, 4, 1, lower=1.0), "ends a < b"),

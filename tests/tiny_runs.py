@@ -83,7 +83,6 @@ def breakpoints(channels: int, seed: int) -> tuple[tuple[float, ...], ...]:
 
 RAGGED = tuple(breakpoints(channels, seed) for seed, channels in enumerate((2, 3)))
 RAGGED_COUPLED = tuple(breakpoints(channels, seed) for seed, channels in enumerate((8, 3)))
-FINER = ((4, 4),)
 
 MODELS: dict[str, Any] = {
     "kan": KANOptions(width=3, order=5, intervals=2),
@@ -102,13 +101,13 @@ MODELS: dict[str, Any] = {
     "mlp sine": MLPOptions(width=4, activation="sin", frequency=2.5),
 }
 ADAM = AdamPhase(
-    steps=9,
+    steps=5,
     batch=40,
     learning_rate=1e-2,
     group_learning_rates={"main": 0.5},
     schedule=CosineSchedule(),
 )
-PHASES = (ADAM, LBFGSPhase(steps=9))
+PHASES = (ADAM, LBFGSPhase(steps=5))
 
 
 def options(model: Any, levels: int = 2, **changes: Any) -> RunOptions:
@@ -117,8 +116,8 @@ def options(model: Any, levels: int = 2, **changes: Any) -> RunOptions:
         levels=levels,
         phases=PHASES,
         attention=AttentionOptions(),
-        log_every=4,
-        checkpoint_every=5,
+        log_every=2,
+        checkpoint_every=3,
     )
     sampling = SamplingOptions(interior=60, boundary=20, initial=20, held_out=50)
     return replace(RunOptions(model, training, sampling, seed=3), **changes)

@@ -1,10 +1,10 @@
 """Solving and loading, from Python and from the command line alike."""
 
-from kanpinn.api.plan import LevelPlan, plan
-from kanpinn.api.prepare import Prepared, prepare
+from kanpinn.api.planning import LevelPlan, plan
+from kanpinn.api.preparation import Prepared, prepare
 from kanpinn.api.recall import load, problem_of
 from kanpinn.api.result import SolveResult
-from kanpinn.api.solve import solve
+from kanpinn.api.session import solve
 
 __all__ = [
     "LevelPlan",

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kanpinn.api.prepare import Prepared
+from kanpinn.api.preparation import Prepared
 from kanpinn.api.result import target_met
 from kanpinn.checkpoint import Checkpoint, read_checkpoint, restore_state
 from kanpinn.config import RESUMABLE_KEYS, differing_keys, read_yaml

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from kanpinn.api.prepare import AnyProblem
+from kanpinn.api.preparation import AnyProblem
 from kanpinn.config import parse_config
 from kanpinn.errors import ProblemError
 from kanpinn.problem import Problem

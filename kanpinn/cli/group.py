@@ -8,6 +8,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import click
@@ -23,6 +24,8 @@ COMMANDS = {
     "inspect": "kanpinn.cli.show:inspect",
     "list": "kanpinn.cli.show:list_names",
 }
+
+_STANDARD = Path(os.__file__).resolve().parent  # of Python's own library
 
 
 @dataclass
@@ -51,7 +54,7 @@ class CommandGroup(click.Group):
         assert isinstance(command, click.Command)
         return command
 
-    def main(  # type: ignore[override]
+    def main(
         self,
         args: Sequence[str] | None = None,
         prog_name: str | None = None,
@@ -103,14 +106,25 @@ def report(error: Exception, verbose: bool) -> int:
         case MemoryError():
             _complain(f"out of memory ({error})" if str(error) else "out of memory")
         case _:
-            again = "" if verbose else "; -v shows where"
-            _complain(f"{type(error).__name__}: {error} (this is a bug in kanpinn{again})")
+            _complain(f"{type(error).__name__}: {' '.join(str(error).split())} {_blame(error)}")
     return EXIT_FAILURE
 
 
+def _blame(error: Exception) -> str:
+    """Whose an unexpected error is: a user's file that it came through, or else kanpinn's."""
+    package = Path(__file__).resolve().parent.parent
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        path = Path(frame.filename)
+        theirs = {"site-packages", "dist-packages"}.isdisjoint(path.parts) and path.is_file()
+        if theirs and not {package, _STANDARD} & set(path.parents):
+            return f"({path}:{frame.lineno}; -v shows how it came there)"
+    return "(this is a bug in kanpinn; -v shows where)"
+
+
 def _complain(text: str) -> None:
-    """One line, whatever line breaks the text has."""
-    click.echo("error: " + " ".join(text.split()), err=True)
+    """One line for each thing that is wrong."""
+    for line in filter(None, map(str.strip, text.splitlines())):
+        click.echo(f"error: {line}", err=True)
 
 
 @click.command(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})

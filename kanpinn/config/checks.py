@@ -1,4 +1,4 @@
-"""What type hints cannot say of a config: knots that increase, ranges that are not empty."""
+"""What type hints do not say of a config: knots that increase, lists and ranges not empty."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ def check_model(model: ModelOptions, errors: Errors) -> None:
         errors.add(
             "model.widths", f"found {show(model.widths)}, allowed: inputs first, outputs last"
         )
+    if model.inputs == ():
+        errors.add("model.inputs", f"found {show(model.inputs)}, allowed: at least one entry")
     for number, entry in enumerate(model.inputs or ()):
         if isinstance(entry, Formula) and not entry.range[0] < entry.range[1]:
             errors.add(
@@ -32,7 +34,11 @@ def check_model(model: ModelOptions, errors: Errors) -> None:
 
 
 def check_training(training: TrainingOptions, errors: Errors) -> None:
-    """User-given refinements."""
+    """Trained groups and user-given refinements."""
+    for number, phase in enumerate(training.phases):
+        if not phase.train:
+            path = f"training.phases.{number}.train"
+            errors.add(path, f"found {show(phase.train)}, allowed: at least one pattern")
     for i, rule in enumerate(() if isinstance(training.refine, str) else training.refine):
         path = f"training.refine.{i}"
         if isinstance(rule, int):

@@ -117,7 +117,9 @@ def show(value: Any) -> str:
     if isinstance(value, int) and abs(value) > LARGEST_INTEGER:
         return "an integer beyond 2^63"
     if isinstance(value, list | tuple):
-        shown = ", ".join(show(entry) for entry in value[:6])
+        # not deeper: data that Python code gives may contain themselves
+        entries = ["[...]" if isinstance(e, list | tuple) else show(e) for e in value[:6]]
+        shown = ", ".join(entries)
         text = f"the list [{shown}{', ...' if len(value) > 6 else ''}]"
         return text if len(text) <= 60 else f"a list of {len(value)}"
     text = repr(value)

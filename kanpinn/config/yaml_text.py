@@ -216,10 +216,16 @@ class _Dumper(yaml.SafeDumper):
         node.flow_style = all(isinstance(child, yaml.ScalarNode) for child in node.value)
         return node
 
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        """Text; what YAML 1.1 took for line breaks is escaped, lest a parser folds it."""
+        style = '"' if set(data) & set("\x85\u2028\u2029") else None
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style)
+
     def ignore_aliases(self, data: Any) -> bool:
         """Equal objects are written out each time."""
         return True
 
 
+_Dumper.add_representer(str, _Dumper.represent_str)
 for _name, _pattern in {"null": _NULL, "bool": _BOOL, "int": _INT, "float": _FLOAT}.items():
     _Dumper.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", _pattern, None)

@@ -137,7 +137,7 @@ class RunFolder:
     def status(self) -> Status | None:
         """How the run ended, or ``None`` if it never came to an end."""
         try:
-            return Status((self.read_summary() or {}).get("status"))
+            return Status(str((self.read_summary() or {}).get("status")))
         except ValueError:
             return None
 

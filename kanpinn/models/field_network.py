@@ -125,10 +125,17 @@ class FieldNetwork(nn.Module):
 
     def _maps(self, coordinates: Jet, formulas: list[Formula], neutral: float) -> Tensor | None:
         """Stacked jets of the formulas, or ``None`` if all of them are neutral."""
-        if all(formula == neutral for formula in formulas):
+        if all(_is_number(formula, neutral) for formula in formulas):
             return None
         named = {name: coordinates[:, a] for a, name in enumerate(self.inputs.names)}
         return torch.stack([evaluate(formula, named).data for formula in formulas], -1)
+
+
+def _is_number(formula: Formula, number: float) -> bool:
+    try:
+        return float(formula) == number
+    except ValueError:
+        return False
 
 
 def evaluate(formula: Formula, coordinates: Mapping[str, Jet]) -> Jet:

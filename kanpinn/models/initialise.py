@@ -21,33 +21,49 @@ UNIFORM_VARIANCE = 1.0 / 3.0  # of a uniform variable on [-1, 1]
 # and checked by a test.
 VARIANCE_BEFORE_TANH = 0.7114
 NOISE_SHARE = 0.1
+# ``1 / sqrt(E sigma(g)^2)`` for a normal variable ``g``: weights larger by this factor keep the
+# mean square of what enters an activation at one (He et al., arXiv 1502.01852, for ReLU). Found by
+# quadrature, and checked by a test.
+ACTIVATION_GAIN = {"tanh": 1.59254, "silu": 1.67653, "gelu": 1.53353, "relu": math.sqrt(2.0)}
 
 
 def initialise_knot_layer(
-    layer: KnotLayer, generator: torch.Generator, input_variance: float = UNIFORM_VARIANCE
+    layer: KnotLayer,
+    generator: torch.Generator,
+    output_variance: float = UNIFORM_VARIANCE,
+    bounded: bool = True,
 ) -> None:
     """Draw the coefficients of a layer on knots.
 
-    With ``P`` inputs of variance ``s``, slopes ``a ~ N(0, (1 - e) v / (P s))`` and spline noise
-    ``~ N(0, e v / (P g))``, ``g`` the mean of ``sum_i b_i(x)^2``, each output has variance ``v``;
-    ``e`` is the noise's share and ``v`` makes the squashed output as spread as a uniform input.
+    With ``P`` inputs of variance ``s = 1/3``, slopes ``a ~ N(0, (1 - e) v / (P s))`` and spline
+    noise ``~ N(0, e v / (P g))``, ``g`` the mean of ``sum_i b_i(x)^2``, each output has mean square
+    ``v``; ``e`` is the noise's share.
+
+    Args:
+        layer: whose coefficients.
+        generator: a CPU generator.
+        output_variance: ``v``.
+        bounded: whether the inputs stay on the knots. If not, there is no noise on the end
+            intervals: continued beyond them, it would grow without bound from layer to layer.
     """
     knots, width = layer.knots, layer.in_width
-    variance = VARIANCE_BEFORE_TANH if layer.settings.squash else UNIFORM_VARIANCE
-    noise_scale = math.sqrt(NOISE_SHARE * variance / (width * _mean_square_sum(knots)))
-    slope_scale = math.sqrt((1 - NOISE_SHARE) * variance / (width * input_variance))
+    noisy = torch.ones(knots.n_features, dtype=torch.bool) if bounded else _inner_functions(knots)
+    mean_square = _mean_square_sum(knots, noisy)
+    share = NOISE_SHARE if mean_square > 0 else 0.0
+    noise_scale = math.sqrt(share * output_variance / (width * (mean_square or 1.0)))
+    slope_scale = math.sqrt((1 - share) * output_variance / (width * UNIFORM_VARIANCE))
     slopes = slope_scale * _normal((layer.out_width, width), layer, generator)
     per_feature = torch.repeat_interleave(
         slopes, torch.tensor(knots.n_functions, device=slopes.device), -1
     )
     noise = noise_scale * _normal((layer.out_width, knots.n_features), layer, generator)
-    spline = per_feature * _linear_coefficients(knots) + noise
+    spline = per_feature * _linear_coefficients(knots) + noise * noisy.to(noise)
     if isinstance(layer, PowerReluLayer):
         spline = spline_to_relu(knots, spline)
     with torch.no_grad():
         layer.coefficients[:, : knots.n_features] = spline
         if layer.settings.base:
-            base_scale = math.sqrt(NOISE_SHARE * variance / width)
+            base_scale = math.sqrt(NOISE_SHARE * output_variance / width)
             base = base_scale * _normal((layer.out_width, width), layer, generator)
             layer.coefficients[:, knots.n_features :] = base
 
@@ -83,10 +99,18 @@ def _linear_coefficients(knots: Knots) -> Tensor:
     return torch.cat(rows)
 
 
-def _mean_square_sum(knots: Knots) -> float:
-    """Mean over ``[a, b]`` of ``sum_i b_i(x)^2``, averaged over channels."""
+def _inner_functions(knots: Knots) -> Tensor:
+    """Mask ``(n_features,)`` of the functions that are zero on the first and last interval."""
+    r = knots.order
+    position = [torch.arange(count) for count in knots.n_functions]
+    pairs = zip(position, knots.n_intervals, strict=True)
+    return torch.cat([(k >= r) & (k < n - 1) for k, n in pairs])
+
+
+def _mean_square_sum(knots: Knots, chosen: Tensor) -> float:
+    """Mean over ``[a, b]`` of the chosen functions' ``sum_i b_i(x)^2``, averaged over channels."""
     t = knots.breakpoints
     u = torch.linspace(0, 1, 201, dtype=t[0].dtype, device=t[0].device)[:, None]
     lower, upper = (torch.stack([row[k] for row in t]) for k in (0, -1))
-    _, values = SplineBasis(knots).local(lower + (upper - lower) * u, 0)  # (1, 201, P, r)
-    return float((values[0] ** 2).sum(-1).mean())
+    values = SplineBasis(knots).dense(lower + (upper - lower) * u, 0)[0]  # (201, n_features)
+    return float((values**2 * chosen.to(values)).sum(-1).mean()) / knots.channels

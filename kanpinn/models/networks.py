@@ -11,7 +11,13 @@ from torch import Tensor, nn
 
 from kanpinn.errors import ConfigError
 from kanpinn.jets import JetSpec
-from kanpinn.models.initialise import initialise_dense, initialise_knot_layer
+from kanpinn.models.initialise import (
+    ACTIVATION_GAIN,
+    UNIFORM_VARIANCE,
+    VARIANCE_BEFORE_TANH,
+    initialise_dense,
+    initialise_knot_layer,
+)
 from kanpinn.models.knot_layers import KnotLayer, KnotLayerSettings, PowerReluLayer, SplineLayer
 from kanpinn.models.layer import Layer, Network, apply_elementwise
 from kanpinn.splines import Knots
@@ -156,9 +162,11 @@ def build_knot_network(
 ) -> KnotNetwork:
     """A network on the given knots with random initial coefficients.
 
-    The first layer reads normalised coordinates and is not squashed. A multichannel MLP starts as
-    the same function as the KAN drawn from the same generator.
+    The first layer reads normalised coordinates and is not squashed. All others expect inputs as
+    spread as those, after the squashing. A multichannel MLP starts as the same function as the KAN
+    drawn from the same generator.
     """
+    variance = VARIANCE_BEFORE_TANH if settings.squash else UNIFORM_VARIANCE
     layer_type = SplineLayer if kind is KAN else PowerReluLayer
     outputs = [*(k.channels for k in knots[1:]), n_outputs]
     layers: list[KnotLayer] = []
@@ -166,7 +174,8 @@ def build_knot_network(
         squash = settings.squash if number else None
         own = KnotLayerSettings(settings.free, settings.floor, squash, settings.base)
         layer = layer_type(k, width, own)
-        initialise_knot_layer(layer, generator)
+        bounded = number == 0 or squash is not None
+        initialise_knot_layer(layer, generator, variance, bounded)
         layers.append(layer)
     return kind(layers)
 
@@ -174,7 +183,7 @@ def build_knot_network(
 def build_mlp(
     widths: Sequence[int], activation: str, frequency: float, generator: torch.Generator
 ) -> MLP:
-    """A plain MLP with Glorot (He for ReLU, SIREN for sine) initial weights.
+    """A plain MLP with Glorot initial weights times the activation's gain (SIREN for sine).
 
     Sources: Glorot and Bengio, AISTATS 2010; He et al., arXiv 1502.01852; Sitzmann et al.,
     arXiv 2006.09661 (first layer uniform in 1/n, the others in sqrt(6/n)/omega).
@@ -186,6 +195,6 @@ def build_mlp(
         if activation == "sin":
             fan = layer.in_width
             bound = math.sqrt(6 / fan) / frequency if number else 1.0 / fan
-        gain = math.sqrt(2.0) if activation == "relu" and number else 1.0
+        gain = ACTIVATION_GAIN.get(activation, 1.0) if number else 1.0
         initialise_dense(layer.coefficients, generator, gain, bound)
     return network

@@ -210,7 +210,6 @@ class LBFGS(Optimiser):
     ) -> tuple[SearchResult, Memory, Notes]:
         """Search along the quasi-Newton direction and, if need be, the steepest descent."""
         notes: Notes = ()
-        was_flat = False
         if memory.history.count:
             direction = memory.history.direction(start.gradient)
             slope, square = torch.stack(
@@ -222,16 +221,12 @@ class LBFGS(Optimiser):
                 if found.trial is not None:
                     return found, memory, notes
                 notes = (NOTE_FAILED,)
-                was_flat = found.end is SearchEnd.FLAT
             else:
                 notes = (NOTE_ASCENT,)
             memory = memory.cleared()
         first = memory.scale or min(1.0, 1.0 / start.gradient.abs().sum().item())
         first *= self.options.learning_rate * RESTART_SHRINK**memory.restarts
-        found = self._along(-start.gradient, -start.slope, first, memory, line)
-        if found.trial is None and was_flat:
-            found = replace(found, end=SearchEnd.FLAT)
-        return found, memory, notes
+        return self._along(-start.gradient, -start.slope, first, memory, line), memory, notes
 
     def _along(
         self, direction: Tensor, slope: float, first: float, memory: Memory, line: _Line

@@ -11,8 +11,7 @@ long as ``phi(a) <= ceiling``, a bound just above the lowest loss so far.
 
 Sources: J. Nocedal and S. Wright, Numerical Optimization (2006), algorithms 3.5 and 3.6, equation
 3.59; W. Hager and H. Zhang, SIAM J. Optim. 16 (2005), doi:10.1137/030601880, equation 4.1 (the
-approximate Wolfe conditions); J. More and D. Thuente, ACM TOMS 20 (1994),
-doi:10.1145/192115.192132 (bisection where the interval shrinks too slowly).
+approximate Wolfe conditions).
 """
 
 from __future__ import annotations
@@ -26,8 +25,6 @@ from torch import Tensor
 
 # A trial step nearer to an end of the bracket than this share of its width is moved inwards.
 INSET = 0.1
-# Without a shrinkage by this factor over two trials, the next trial halves the bracket.
-SLOW = 0.66
 # Extrapolation beyond a step that is still going down: between these multiples of the last stride.
 LEAST_GROWTH, MOST_GROWTH = 1.1, 4.0
 # Towards the last finite step after a non-finite one; the first factor holds before any step.
@@ -167,12 +164,8 @@ def _zoom(search: _Search, low: Trial, high: Trial) -> SearchResult:
     ``low`` has sufficient decrease (or is the start) and slopes down towards ``high``.
     """
     conditions = search.conditions
-    widths = [math.inf, math.inf]  # two and one trials ago
     while search.spent < search.budget:
-        width = abs(high.step - low.step)
-        slow = width > SLOW * widths[0]
-        widths = [widths[1], width]
-        step = _interpolate(low, high, conditions.noise, bisect=slow)
+        step = _interpolate(low, high, conditions.noise)
         if step in (low.step, high.step):  # the bracket cannot be divided any more
             break
         trial = search.trial(step)
@@ -195,17 +188,15 @@ def _extrapolate(previous: Trial, trial: Trial) -> float:
     return most if guess is None or guess <= trial.step else min(max(guess, least), most)
 
 
-def _interpolate(low: Trial, high: Trial, noise: float, bisect: bool) -> float:
+def _interpolate(low: Trial, high: Trial, noise: float) -> float:
     """A step inside the bracket, never too near to its ends."""
     span = high.step - low.step
     if not high.finite:
         return low.step + (SHRINK_AT_START if low.step == 0 else SHRINK) * span
-    guess = None
-    if not bisect:
-        if abs(high.value - low.value) <= noise:
-            guess = _secant(low, high)  # the values say nothing: use the slopes alone
-        else:
-            guess = _cubic_minimiser(low, high)
+    if abs(high.value - low.value) <= noise:
+        guess = _secant(low, high)  # the values say nothing: use the slopes alone
+    else:
+        guess = _cubic_minimiser(low, high)
     if guess is None:
         return low.step + 0.5 * span
     return low.step + min(max((guess - low.step) / span, INSET), 1 - INSET) * span

@@ -22,6 +22,7 @@ ROWS = {
 SCALAR = "scalar."
 PHASE_NAMES = {"adam": "Adam", "lbfgs": "L-BFGS"}
 NARROWEST_LABEL = 0.03  # of the axis: closer labels of levels would touch
+NARROW = 6.0  # inches; narrower figures have a legend of two columns
 CHARACTER_WIDTH = 0.018  # of the axis
 
 Segment = tuple[slice, str]
@@ -209,4 +210,5 @@ def _legend(figure: Figure, levels: int, segments: list[Segment], has_best: bool
         entries.append({**ring, "label": "best held-out score"})
     if entries:
         handles = [Line2D([], [], **entry) for entry in entries]
-        figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 5))
+        columns = min(len(handles), 5 if figure.get_figwidth() > NARROW else 2)
+        figure.legend(handles=handles, loc="outside lower center", ncols=columns)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,7 @@ class FieldSection:
         time: name of the time coordinate, if there is one.
         inside: mask of the points in the domain; all of them by default.
         units: units by coordinate or field name.
+        data: points ``(n,)`` and measured values ``(n,)`` by field, shown over one coordinate.
     """
 
     axes: Mapping[str, Floats]
@@ -41,6 +42,7 @@ class FieldSection:
     time: str | None = None
     inside: NDArray[np.bool_] | None = None
     units: Mapping[str, str] = field(default_factory=dict)
+    data: Mapping[str, tuple[Floats, Floats]] = field(default_factory=dict)
 
     @property
     def place(self) -> str:
@@ -69,6 +71,7 @@ class Panel:
         family: panels of one family share their scale.
         magnitude: whether a logarithmic scale fits.
         beside: a second curve in one dimension (the reference).
+        dots: points and values measured there, in one dimension.
     """
 
     title: str
@@ -77,6 +80,7 @@ class Panel:
     family: str
     magnitude: bool
     beside: Floats | None = None
+    dots: tuple[Floats, Floats] | None = None
 
 
 @style.styled
@@ -137,7 +141,7 @@ def _rows(
 
 
 def _residual_panel(section: FieldSection, name: str) -> Panel:
-    title = "absolute residual" + (f": {name}" if len(section.residuals) > 1 else "")
+    title = "absolute residual" + ("" if name == "equation" else f": {name}")
     return Panel(title, section, np.abs(section.residuals[name]), f"residual {name}", True)
 
 
@@ -146,7 +150,10 @@ def _field_panels(section: FieldSection, name: str, words: tuple[str, str]) -> l
     family, own = f"field {name}", section.label(name)
     curves = len(section.axes) == 1
     title = own if curves else f"{words[0]} {own}"
-    panels = [Panel(title, section, section.values[name], family, False, exact if curves else None)]
+    panel = Panel(title, section, section.values[name], family, False)
+    if curves:
+        panel = replace(panel, beside=exact, dots=section.data.get(name))
+    panels = [panel]
     if exact is not None:
         if not curves:
             panels.append(Panel(f"{words[1]} {own}", section, exact, family, False))
@@ -179,10 +186,16 @@ def _curve_figure(rows: list[list[Panel]], words: tuple[str, str]) -> Figure:
             if lowest:
                 ax.set_xlabel(panel.section.label(next(iter(panel.section.axes))))
             ax.tick_params(labelbottom=lowest)
-    if first is not None and rows[0][0].beside is not None:
-        handles, labels = first.get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper center", ncols=2)
+    if first is not None:
+        _curve_legend(figure, first)
     return figure
+
+
+def _curve_legend(figure: Figure, ax: Axes) -> None:
+    """One legend for all panels, if there is more than one thing to tell apart."""
+    handles, labels = ax.get_legend_handles_labels()
+    if len(handles) > 1:
+        figure.legend(handles, labels, loc="outside upper center", ncols=len(handles))
 
 
 def draw_curve(ax: Axes, panel: Panel, words: tuple[str, str]) -> None:
@@ -203,8 +216,17 @@ def draw_curve(ax: Axes, panel: Panel, words: tuple[str, str]) -> None:
     if panel.beside is not None:
         exact = np.where(np.isfinite(panel.beside), panel.beside, np.nan)
         ax.plot(x, exact, color=style.BLACK, lw=1.1, ls=(0, (4, 3)), label=words[1])
+    if panel.dots is not None:
+        dots = {"ms": 3, "mew": 0, "color": style.GREY, "alpha": 0.7, "label": "data"}
+        ax.plot(*panel.dots, "o", zorder=1.5, rasterized=True, **dots)  # type: ignore[arg-type]
+    ax.xaxis.set_major_locator(_ticks())
     ax.grid(color=style.PALE, lw=0.6)
     style.note_non_finite(ax, panel.values, panel.section.inside)
+
+
+def _ticks() -> MaxNLocator:
+    """Few and round ticks, the ends of most domains among them."""
+    return MaxNLocator(5, steps=[1, 2, 2.5, 5, 10])
 
 
 # --- two coordinates -----------------------------------------------------------------------------
@@ -279,7 +301,7 @@ def draw_image(ax: Axes, panel: Panel, scale: style.Scale) -> Image:
     ax.set_xlabel(panel.section.label(names[0]))
     ax.set_ylabel(panel.section.label(names[1]))
     for axis in (ax.xaxis, ax.yaxis):
-        axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+        axis.set_major_locator(_ticks())
     if _shape(panel.section)[1]:
         ax.set_aspect("equal")
     style.note_non_finite(ax, panel.values, panel.section.inside)
@@ -377,7 +399,5 @@ def plot_snapshots(
         ax.set_title(style.at_value(time, float(t[place])))
     for ax in grid[-1]:
         ax.set_xlabel(section.label(space))
-    if section.reference:
-        handles, labels = grid[0, 0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper center", ncols=2)
+    _curve_legend(figure, grid[0, 0])
     return figure

@@ -263,32 +263,40 @@ def is_regression(problem: Problem, system: System) -> bool:
     return bool(orders) and max(orders) == 0
 
 
-def rows_of_data(
-    problem: Problem, predict: Predict, fields: Sequence[str]
-) -> dict[str, dict[str, Floats]]:
-    """Measured and predicted values by field, at rows of data that were not trained on.
+@dataclass(frozen=True, eq=False)
+class DataRows:
+    """Rows of data of one field, with what the solution says there.
+
+    Attributes:
+        x: ``(n, d)``.
+        measured, predicted: ``(n,)``.
+    """
+
+    x: Floats
+    measured: Floats
+    predicted: Floats
+
+
+def rows_of_data(problem: Problem, predict: Predict, fields: Sequence[str]) -> dict[str, DataRows]:
+    """Data by field, at rows that were not trained on.
 
     They are the columns named like fields in the problem's held-out blocks; empty without such.
     """
-    measured: dict[str, list[Floats]] = {}
-    predicted: dict[str, list[Floats]] = {}
+    found: dict[str, list[tuple[Floats, Floats, Floats]]] = {}
     for block in problem.held_out_blocks() or ():
         region = block.region
         if region.kind != "data" or region.n_distinct is None:
             continue
+        # A region of given points maps the i-th of n equal parts of [0, 1] to the i-th point.
         middles = (torch.arange(region.n_distinct, dtype=torch.float64) + 0.5) / region.n_distinct
         points = region.place(middles[:, None].expand(-1, region.unit_dimension))[0]
-        shown = [name for name in fields if name in points.data]
-        if not shown:
-            continue
-        values = predict(points.x.double().cpu().numpy())
-        for name in shown:
-            measured.setdefault(name, []).append(points.data[name].double().cpu().numpy())
-            predicted.setdefault(name, []).append(values[:, list(fields).index(name)])
-    if not measured:
-        return {}
-    both = {"measured": measured, "predicted": predicted}
+        x = points.x.double().cpu().numpy()
+        values = np.asarray(predict(x), dtype=np.float64)
+        for k, name in enumerate(fields):
+            if name in points.data:
+                measured = points.data[name].double().cpu().numpy()
+                found.setdefault(name, []).append((x, measured, values[:, k]))
     return {
-        which: {name: np.concatenate(pieces) for name, pieces in columns.items()}
-        for which, columns in both.items()
+        name: DataRows(*(np.concatenate(column) for column in zip(*pieces, strict=True)))
+        for name, pieces in found.items()
     }

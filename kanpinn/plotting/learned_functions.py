@@ -140,8 +140,8 @@ def _channels(inputs: Inputs) -> list[tuple[str, float, float]]:
     for entry in inputs.maps:
         if isinstance(entry, Periodic):
             for k in range(1, entry.harmonics + 1):
-                angle = rf"({'' if k == 1 else k}\omega\,{symbol(entry.of).strip('$')})"
-                result += [(rf"$\{wave}{angle}$", -1.0, 1.0) for wave in ("cos", "sin")]
+                angle = f"{'' if k == 1 else k}\N{GREEK SMALL LETTER OMEGA} {symbol(entry.of)}"
+                result += [(f"{wave}({angle})", -1.0, 1.0) for wave in ("cos", "sin")]
         elif isinstance(entry, Formula):
             result.append((_shortened(entry.formula), *entry.range))
         else:
@@ -155,7 +155,8 @@ def _one_channel(
     name = symbol(entry.of)
     if isinstance(entry, Coordinate):
         return name, low, high
-    shifted = name if not entry.at else f"{name} \N{MINUS SIGN} {entry.at:g}"
+    sign = "+" if entry.at < 0 else "\N{MINUS SIGN}"
+    shifted = name if not entry.at else f"{name} {sign} {abs(entry.at):g}"
     if isinstance(entry, Abs):
         return f"|{shifted}|", 0.0, max(abs(end - entry.at) for end in (low, high))
     ends = [math.asinh((end - entry.at) / entry.scale) for end in (low, high)]

@@ -14,6 +14,7 @@ from kanpinn.errors import ConfigError
 from kanpinn.plotting.convergence import plot_convergence
 from kanpinn.plotting.fields import FieldSection, plot_fields, plot_snapshots
 from kanpinn.plotting.gather import (
+    DataRows,
     Extent,
     field_sections,
     is_regression,
@@ -68,9 +69,11 @@ def _figures(solution: Solution, problem: Problem | None) -> Named:
     data = {} if problem is None else rows_of_data(problem, solution, solution.fields)
     dimensions = len(Extent.of(solution.model, problem).names)
     if not data or dimensions <= MOST_DIMENSIONS_OF_DATA:
-        yield from _field_figures(solution, problem)
+        yield from _field_figures(solution, problem, data)
     if data:
-        yield "parity", lambda: plot_parity(data["measured"], data["predicted"])
+        measured = {name: rows.measured for name, rows in data.items()}
+        predicted = {name: rows.predicted for name, rows in data.items()}
+        yield "parity", lambda: plot_parity(measured, predicted)
     history = solution.history
     if len(history.get("step", ())):
         yield "convergence", lambda: plot_convergence(history, _intervals(solution.summary))
@@ -81,13 +84,18 @@ def _figures(solution: Solution, problem: Problem | None) -> Named:
             yield f"{stem}_layer{number}", lambda layer=layer: plot_univariate(layer)  # type: ignore[misc]
 
 
-def _field_figures(solution: Solution, problem: Problem | None) -> Named:
+def _field_figures(
+    solution: Solution, problem: Problem | None, data: Mapping[str, DataRows]
+) -> Named:
     regression = problem is not None and is_regression(problem, solution.model)
     words = REGRESSION_WORDS if regression else WORDS
     sections = field_sections(solution, solution.model, problem, solution.fields)
     if len(sections) == 1:
-        yield "fields", lambda: plot_fields(sections, words=words)
         section = sections[0]
+        if len(section.axes) == 1 and data:
+            dots = {name: (rows.x[:, 0], rows.measured) for name, rows in data.items()}
+            section = replace(section, data=dots)
+        yield "fields", lambda: plot_fields(section, words=words)
         if len(section.axes) == 2 and section.time in section.axes:
             yield "snapshots", lambda: plot_snapshots(section, words=words)
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,7 @@ class Knots:
         owned = tuple(t.detach().clone() for t in self.breakpoints)
         object.__setattr__(self, "breakpoints", owned)
         _check_order(self.order)
+        object.__setattr__(self, "order", int(self.order))
         if not owned:
             raise KnotError("knots need at least one channel, found none")
         for channel, t in enumerate(owned):
@@ -82,12 +84,14 @@ class Knots:
         Raises:
             KnotError: if a count is below 1, counts and channels disagree, or ``a >= b``.
         """
-        counts = [intervals] * channels if isinstance(intervals, int) else list(intervals)
+        counts: list[Any] = (
+            list(intervals) if isinstance(intervals, Sequence) else [intervals] * channels
+        )
         if len(counts) != channels:
             raise KnotError(f"{len(counts)} interval counts were given for {channels} channels")
         for channel, n in enumerate(counts):
-            if n < 1:
-                raise KnotError(f"channel {channel} has {n} intervals, at least 1 is needed")
+            if not isinstance(n, Integral) or n < 1:
+                raise KnotError(f"channel {channel} has {n} intervals, an integer >= 1 is needed")
         if not (np.isfinite(lower) and np.isfinite(upper) and lower < upper):
             raise KnotError(f"knots need finite ends a < b, found a = {lower}, b = {upper}")
         grids = [torch.from_numpy(np.linspace(lower, upper, n + 1)) for n in counts]
@@ -279,7 +283,7 @@ def check_padded(order: int, breakpoints: Tensor, n_intervals: Sequence[int]) ->
 
 
 def _check_order(order: int) -> None:
-    if isinstance(order, bool) or not isinstance(order, int):
+    if isinstance(order, bool) or not isinstance(order, Integral):
         raise KnotError(f"spline order must be an integer, found {order!r}")
     if not MIN_ORDER <= order <= MAX_ORDER:
         raise KnotError(f"spline order {order} is not allowed: {MIN_ORDER} to {MAX_ORDER}")

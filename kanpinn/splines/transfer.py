@@ -213,25 +213,25 @@ def _blossom_rows(
     n_functions = len(fine) - r
     # Arguments of the blossom: the r - 1 inner knots of each fine function.
     arguments = np.lib.stride_tricks.sliding_window_view(fine, r - 1)[1 : n_functions + 1]
-    piece = _best_pieces(r, coarse, match, arguments)  # (n_functions,)
+    # Any piece inside [a, b] that the function's support meets gives the same weights.
+    parent = np.repeat(np.arange(len(match) - 1), np.diff(match))  # coarse of each fine interval
+    piece = parent[(np.arange(n_functions) - r // 2).clip(0, len(parent) - 1)]  # (n_functions,)
     unit_vectors = np.broadcast_to(np.eye(r), (n_functions, r, r))
     return piece, _de_boor(coarse, piece, arguments, unit_vectors)
 
 
-def _de_boor(
-    coarse: Floats, piece: Integers, arguments: Floats, rows: Floats, magnitudes: bool = False
-) -> Floats:
+def _de_boor(coarse: Floats, piece: Integers, arguments: Floats, rows: Floats) -> Floats:
     """De Boor's scheme with another argument at each level: the blossom of one piece.
 
-    A blossom is symmetric; taking the arguments farthest from the piece first makes the factors
-    exactly 0 or 1 wherever the arguments are consecutive coarse knots.
+    A blossom is symmetric in its arguments. Those farthest from the piece come first: then the
+    weights are right to the last digits on any piece, and exactly 0 and 1 where the arguments are
+    consecutive coarse knots.
 
     Args:
         coarse: extended coarse knots.
         piece: coarse interval of each evaluation, ``(evaluations,)``.
         arguments: ``(evaluations, r - 1)``.
         rows: coefficients of the ``r`` functions of the piece, ``(evaluations, r, components)``.
-        magnitudes: take absolute values of all factors, for a bound of rounding errors.
 
     Returns:
         ``(evaluations, components)``.
@@ -248,31 +248,8 @@ def _de_boor(
         right = coarse[piece[:, None] + level + r - k]
         up = ((argument - left) / (right - left))[..., None]
         down = ((right - argument) / (right - left))[..., None]
-        if magnitudes:
-            up, down = np.abs(up), np.abs(down)
         rows[:, k:] = down * rows[:, k - 1 : -1] + up * rows[:, k:]
     return rows[:, -1]
-
-
-def _best_pieces(order: int, coarse: Floats, match: Integers, arguments: Floats) -> Integers:
-    """For each fine function, the coarse interval inside ``[a, b]`` on which to take the blossom.
-
-    Every interval that the function's support meets gives the same weights in exact arithmetic.
-    The one about which the arguments are best centred extrapolates least: it has the smallest
-    bound of rounding errors, which the scheme itself computes from absolute values.
-    """
-    parent = np.repeat(np.arange(len(match) - 1), np.diff(match))  # (n_fine,)
-    function = np.arange(len(arguments))
-    first = parent[(function - order + 1).clip(0)]
-    last = parent[function.clip(max=len(parent) - 1)]
-    ones = np.ones((len(arguments), order, 1))
-    best, cost = first, np.full(len(arguments), np.inf)
-    for step in range(order):
-        piece = np.minimum(first + step, last)
-        growth = _de_boor(coarse, piece, arguments, ones, magnitudes=True)[:, 0]
-        best = np.where(growth < cost, piece, best)
-        cost = np.minimum(cost, growth)
-    return best
 
 
 def _unit_grids(order: int, n_coarse: int, n_fine: int) -> tuple[Floats, Floats]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from kanpinn.api.prepare import Prepared
+from kanpinn.api.preparation import Prepared
 from kanpinn.jets import JetSpec
 from kanpinn.models import KnotNetwork
 from kanpinn.optimisers import LBFGSOptions
@@ -102,7 +102,7 @@ def _memory(
             per_site = spec.n_components * (part.inputs.n_channels + 2 * len(part.fields))
             features = spec.n_components * _first_features(coarse, name, level)
             kept = features * sites * number
-            kept = kept if kept <= FEATURE_CACHE_BYTES else 0.0
+            kept = kept if kept <= FEATURE_CACHE_BYTES else 0
             share = (sites + held_out * block.region.n_sites) / max(sites, 1)
             total += (sites * per_site * number + kept) * share
     layers = max(len(part.network.layers) for part in coarse.parts.values())

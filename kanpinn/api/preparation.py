@@ -10,6 +10,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from kanpinn.config import (
@@ -22,14 +23,17 @@ from kanpinn.config import (
     to_dict,
 )
 from kanpinn.config.convert import plain
-from kanpinn.errors import ConditioningError, ConfigError, NestingError
+from kanpinn.errors import ConditioningError, ConfigError, NestingError, ProblemError
 from kanpinn.problem import Problem, build_system
 from kanpinn.registry import GROUP, build_problem, problem_source
+from kanpinn.sampling import sample_graded, stream
 from kanpinn.training import MultilevelRun
 from kanpinn.training.hierarchy import refine_system
 
 AnyConfig = str | Path | Mapping[str, Any] | RunConfig
 AnyProblem = Problem | type[Problem]
+
+TRIAL_POINTS = 8  # that every block is tried on before a run begins
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,8 @@ def prepare(
         found = own if own is not None else build_problem(resolved.problem)
         run = MultilevelRun(found, run_options(resolved))
         _check_transfers(run)
+        _check_points(run)
+        _check_reference(found)
     return Prepared(resolved, found, run, source)
 
 
@@ -100,6 +106,25 @@ def _check_transfers(run: MultilevelRun) -> None:
             system = refine_system(system, level.refinement, options.training.transfer)
     except (NestingError, ConditioningError) as error:
         raise ConfigError(f"training.refine: {error}") from error
+
+
+def _check_points(run: MultilevelRun) -> None:
+    """Draw a few points of every block: what sampling refuses shows before any training."""
+    names, sampling = run.problem.domain.names, run.options.sampling
+    for block in run.blocks:
+        sample_graded(block.region, TRIAL_POINTS, sampling, names, stream(run.options.seed))
+
+
+def _check_reference(problem: Problem) -> None:
+    """Ask for the reference at a few points; one of the wrong shape would give wrong errors."""
+    x = problem.evaluation_points()[:TRIAL_POINTS]
+    values = problem.reference(x.numpy())
+    allowed = [(len(x), len(problem.fields))] + [(len(x),)] * (len(problem.fields) == 1)
+    if values is not None and np.shape(values) not in allowed:
+        raise ProblemError(
+            f"problem {type(problem).__name__}: the reference at {len(x)} points has the shape "
+            f"{np.shape(values)}, allowed: {' or '.join(map(str, allowed))}"
+        )
 
 
 # --- problems that are given as Python objects --------------------------------------------------

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 
 from kanpinn.api.continuation import find_run, recall, restored
-from kanpinn.api.prepare import AnyConfig, AnyProblem, Prepared, prepare
+from kanpinn.api.preparation import AnyConfig, AnyProblem, Prepared, prepare
 from kanpinn.api.result import SolveResult, status_of, summarise
 from kanpinn.checkpoint import write_checkpoint
 from kanpinn.config import dump_yaml, to_dict
@@ -203,7 +203,8 @@ class _Session:
         if self.options.device.type == "cuda":
             device += f" ({torch.cuda.get_device_name(self.options.device)})"
         else:
-            device += f" ({torch.get_num_threads()} threads)"
+            threads = torch.get_num_threads()
+            device += f" ({threads} thread{'s' if threads > 1 else ''})"
         config = self.prepared.config
         self._note(f"device {device}, {config.dtype}, seed {config.seed}")
         self._note(f"run folder {self.folder.path}")

@@ -1,0 +1,151 @@
+"""``evaluate`` and ``plot``."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import click
+
+from kanpinn.cli.console import number, print_pairs, say, short_path
+from kanpinn.cli.options import PATH, as_json, verbose
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from kanpinn.problem import Problem
+    from kanpinn.solution import Solution
+
+TRUST = click.option(
+    "--trust", is_flag=True, help="Import the user's file that defines the problem, if one does."
+)
+
+
+@click.command()
+@click.argument("run", type=PATH)
+@click.option("--points", type=PATH, metavar="FILE", help="CSV or NPZ with the coordinates.")
+@click.option("--grid", metavar="NxM", help="A grid over the domain, ends included: 201x201.")
+@click.option("--out", type=PATH, metavar="FILE", required=True, help="CSV or NPZ to write.")
+@click.option("--force", is_flag=True, help="Write over an existing file.")
+@click.option(
+    "--iterate", type=click.Choice(("best", "last")), default="best", help="Which one [best]."
+)
+@click.option("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:INDEX.")
+@TRUST
+@as_json("number of points and errors")
+@verbose
+def evaluate(
+    run: Path,
+    points: Path | None,
+    grid: str | None,
+    out: Path,
+    force: bool,
+    iterate: Literal["best", "last"],
+    device: str,
+    trust: bool,
+    as_json: bool,
+) -> int:
+    """Evaluate the solution of RUN (a run folder or a checkpoint) at points, into a table.
+
+    Its columns are the coordinates and the fields, and where the problem has a reference also
+    <field>_reference and <field>_error.
+    """
+    if (points is None) == (grid is None):
+        raise click.UsageError("one of --points FILE and --grid NxM is needed")
+    from kanpinn.config import resolve_device
+    from kanpinn.io.point_files import check_free, read_points, write_columns
+    from kanpinn.solution import Solution
+
+    check_free(out, force)
+    place = resolve_device(device)
+    solution = Solution.load(run, place)
+    solution = solution.last if iterate == "last" else solution.best
+    problem = known_problem(solution, trust)
+    if points is not None:
+        x = read_points(points, solution.coordinates)
+        if problem is not None:
+            problem.domain.check(x)
+    else:
+        x = _grid(solution, problem, grid or "")
+    columns, errors = _table(solution, problem, x)
+    write_columns(out, columns, force)
+    found = {"points": len(x), **errors, "device": str(place), "out": str(out)}
+    if as_json:
+        from kanpinn.io.run_folder import to_json
+
+        click.echo(to_json(found, indent=2))
+        return 0
+    pairs = {"points": str(len(x)), **{name: number(value) for name, value in errors.items()}}
+    print_pairs({**pairs, "device": str(place), "written to": short_path(out)})
+    return 0
+
+
+@click.command()
+@click.argument("run", type=PATH)
+@click.option("--out", type=PATH, metavar="DIR", help="Folder of the figures [RUN/figures].")
+@TRUST
+@verbose
+def plot(run: Path, out: Path | None, trust: bool) -> int:
+    """Draw the figures of RUN (a run folder or a checkpoint) again."""
+    from kanpinn.io.run_folder import FIGURES
+    from kanpinn.plotting import plot_run
+    from kanpinn.solution import Solution
+
+    solution = Solution.load(run)
+    folder = out or (run if run.is_dir() else run.parent) / FIGURES
+    say("device cpu")
+    for path in plot_run(solution, known_problem(solution, trust), folder):
+        click.echo(str(path))
+    return 0
+
+
+def known_problem(solution: Solution, trust: bool) -> Problem | None:
+    """The solution's problem, or ``None`` and a line that says why there is no reference."""
+    from kanpinn.api import problem_of
+    from kanpinn.errors import ConfigError
+
+    try:
+        return problem_of(solution, trust=trust)
+    except ConfigError as error:
+        if trust:
+            raise
+        say(f"without reference: {error}")
+        return None
+
+
+def _grid(solution: Solution, problem: Problem | None, text: str) -> NDArray[np.float64]:
+    """Points ``(n, d)`` of the grid ``NxM`` that lie in the domain."""
+    from kanpinn.geometry import Box
+
+    if not re.fullmatch(r"\d{1,6}(x\d{1,6})*", text):
+        raise click.UsageError(f"--grid: found {text!r}, allowed: counts such as 201x201")
+    shape = [int(count) for count in text.split("x")]
+    names, bounds = solution.coordinates, solution.bounds
+    lower, upper = zip(*(bounds[name] for name in names), strict=True)
+    x, _ = Box(lower, upper, names).evaluation_grid(shape)
+    if problem is not None:
+        x = x[problem.domain.contains(x)]
+    return x.numpy()
+
+
+def _table(
+    solution: Solution, problem: Problem | None, x: NDArray[np.float64]
+) -> tuple[dict[str, NDArray[np.float64]], dict[str, float]]:
+    """The columns, and the errors of all fields together."""
+    import numpy as np
+
+    values = np.asarray(solution(x), dtype=np.float64)
+    columns = {name: x[:, k] for k, name in enumerate(solution.coordinates)}
+    columns |= {name: values[:, k] for k, name in enumerate(solution.fields)}
+    reference = None if problem is None else problem.reference(x)
+    if reference is None:
+        return columns, {}
+    exact = np.asarray(reference, dtype=np.float64).reshape(len(x), -1)
+    difference = values - exact
+    columns |= {f"{name}_reference": exact[:, k] for k, name in enumerate(solution.fields)}
+    columns |= {f"{name}_error": difference[:, k] for k, name in enumerate(solution.fields)}
+    scale = float(np.linalg.norm(exact)) or 1.0
+    errors = {"rel_l2": float(np.linalg.norm(difference)) / scale}
+    return columns, {**errors, "linf": float(np.abs(difference).max())}

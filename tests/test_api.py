@@ -1,0 +1,608 @@
+"""Solving from Python: what comes back, what is left on disk, and going on where a run stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+import kanpinn
+from kanpinn import api
+from kanpinn.checkpoint import read_checkpoint
+from kanpinn.conditions import Dirichlet
+from kanpinn.config import read_yaml, to_dict
+from kanpinn.errors import CheckpointError, ConfigError, ProblemError, RunFolderError
+from kanpinn.geometry import Box
+from kanpinn.io.progress import Silent
+from kanpinn.io.run_folder import RunFolder, Status
+from kanpinn.problem import Problem
+from kanpinn.residuals import Site
+
+CONTRACT_KEYS = {
+    *("status", "problem", "rel_l2", "linf", "heldout_residual", "loss", "wall_s", "n_params"),
+    *("device", "dtype", "seed", "version", "levels", "metrics"),
+}
+LEVEL_KEYS = {
+    *("level", "n_intervals", "n_params", "n_points", "steps", "wall_s", "loss", "rel_l2"),
+    *("loss_before_prolongation", "loss_after_prolongation", "stop_reason"),
+}
+
+
+@dataclass
+class Bump(Problem):
+    """``u_xx + u_yy = -2 c (2 - x^2 - y^2)``, solved by ``c (1 - x^2) (1 - y^2)``."""
+
+    strength: float = 1.0
+
+    def __post_init__(self) -> None:
+        self.domain = Box((-1.0, -1.0), (1.0, 1.0))
+        self.conditions = (Dirichlet(value=0.0, weight=10.0),)
+
+    def residual(self, p: Site) -> Tensor:
+        return p.u.xx + p.u.yy + 2 * self.strength * (2 - p.x**2 - p.y**2)
+
+    def reference(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
+        return self.strength * (1 - x[:, 0] ** 2) * (1 - x[:, 1] ** 2)
+
+    def evaluation_points(self) -> Tensor:
+        return self.domain.evaluation_grid((11, 11))[0]
+
+    def metrics(self, predict: Callable[[Tensor], Tensor]) -> dict[str, float]:
+        return {"centre": float(predict(torch.zeros(1, 2, dtype=torch.float64)))}
+
+
+def tiny(**changes: Any) -> dict[str, Any]:
+    """A run of two levels, on each of them 8 steps of Adam and 8 of L-BFGS: 32 in all."""
+    training = {
+        "levels": 2,
+        "phases": [{"optimiser": "adam", "steps": 8}, {"optimiser": "lbfgs", "steps": 8}],
+        "log_every": 4,
+        "checkpoint_every": 10,
+        **changes.pop("training", {}),
+    }
+    return {
+        "name": "tiny",
+        "model": {"width": 3, "intervals": 2, "order": 4},
+        "sampling": {"interior": 60, "boundary": 20, "held_out": 40},
+        "training": training,
+        "device": "cpu",
+        "threads": 1,
+        "figures": False,
+        **changes,
+    }
+
+
+def run(out: Path | None = None, **options: Any) -> api.SolveResult:
+    config = options.pop("config", None) or tiny(**options.pop("changes", {}))
+    return api.solve(config, out=out, problem=options.pop("problem", Bump), **options)
+
+
+def stop_after(steps: int) -> Callable[[], bool]:
+    """Asks to stop after that many steps, as Ctrl-C would."""
+    counter: Iterator[int] = iter(range(1, 10**9))
+    return lambda: next(counter) >= steps
+
+
+def parameters(folder: Path) -> Tensor:
+    """All parameters of the last iterate of all levels."""
+    solution = kanpinn.load(folder)
+    systems = [solution.level(n, "last").model for n in range(len(solution.levels))]
+    return torch.cat([p.detach().reshape(-1) for s in systems for p in s.parameters()])
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    text = (folder / "metrics.jsonl").read_text()
+    return [json.loads(line, parse_constant=pytest.fail) for line in text.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> api.SolveResult:
+    """An undisturbed run."""
+    return run(tmp_path_factory.mktemp("whole") / "run")
+
+
+# --- what a run leaves --------------------------------------------------------------------------
+def test_summary_is_that_of_the_contract(whole: api.SolveResult) -> None:
+    text = (whole.folder / "summary.json").read_text()
+    summary = json.loads(text, parse_constant=pytest.fail)
+    assert summary == whole.summary
+    assert set(summary) >= CONTRACT_KEYS
+    assert all(set(level) >= LEVEL_KEYS for level in summary["levels"])
+    assert summary["status"] == "completed"
+    assert summary["version"] == kanpinn.__version__
+    assert (summary["device"], summary["dtype"], summary["seed"]) == ("cpu", "float64", 1234)
+    assert [level["steps"] for level in summary["levels"]] == [16, 16]
+    assert summary["peak_rss_mb"] > 10
+
+
+def test_result_has_the_numbers(whole: api.SolveResult) -> None:
+    assert whole.status is Status.COMPLETED
+    assert whole.exit_code == 0
+    for name in ("rel_l2", "linf", "heldout_residual", "loss", "wall_s", "levels", "metrics"):
+        assert getattr(whole, name) == whole.summary[name]
+
+
+def test_numbers_are_those_of_the_default_solution(whole: api.SolveResult) -> None:
+    grid = np.stack(np.meshgrid(*2 * [np.linspace(-1, 1, 11)], indexing="ij"), -1).reshape(-1, 2)
+    exact = Bump().reference(grid)
+    found = whole.solution(grid)[:, 0]
+    assert whole.rel_l2 == pytest.approx(
+        np.linalg.norm(found - exact) / np.linalg.norm(exact), rel=1e-10
+    )
+    assert whole.linf == pytest.approx(np.abs(found - exact).max(), rel=1e-10)
+    assert whole.metrics == {"centre": pytest.approx(whole.solution(np.zeros((1, 2)))[0, 0])}
+    # The residual by central differences, on points of the test's own: the same size.
+    x, h = np.random.default_rng(0).uniform(-0.99, 0.99, (400, 2)), 1e-4
+    e, u = np.eye(2) * h, whole.solution
+    laplacian = sum((u(x + d) - 2 * u(x) + u(x - d))[:, 0] / h**2 for d in e)
+    residual = laplacian + 2 * (2 - x[:, 0] ** 2 - x[:, 1] ** 2)
+    assert whole.heldout_residual == pytest.approx(np.sqrt(np.mean(residual**2)), rel=0.3)
+
+
+def test_metrics_lines_are_the_history(whole: api.SolveResult) -> None:
+    assert rows(whole.folder) == read_checkpoint(whole.folder / "checkpoint.h5").history
+    assert [row["step"] for row in rows(whole.folder)] == [0, 4, 8, 12, 16, 16, 20, 24, 28, 32]
+
+
+def test_saved_config_solves_to_the_same_numbers(whole: api.SolveResult, tmp_path: Path) -> None:
+    config = read_yaml(whole.folder / "config.yaml")
+    again = run(tmp_path / "again", config=config)
+    assert torch.equal(parameters(again.folder), parameters(whole.folder))
+    assert read_yaml(again.folder / "config.yaml") == config
+
+
+def test_another_seed_gives_other_numbers(whole: api.SolveResult, tmp_path: Path) -> None:
+    other = run(tmp_path / "other", overrides=["seed=5"])
+    assert not torch.equal(parameters(other.folder), parameters(whole.folder))
+
+
+def test_default_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folders = [run(overrides=["training.phases=[{optimiser: adam, steps: 1}]"]).folder
+               for _ in range(2)]  # fmt: skip
+    assert [folder.parent for folder in folders] == 2 * [tmp_path / "runs" / "tiny"]
+    assert folders[0] != folders[1]
+
+
+def test_threads_are_given_back(tmp_path: Path) -> None:
+    seen = []
+
+    class Watch(Silent):
+        def level(self, record: Any) -> None:
+            seen.append(torch.get_num_threads())
+
+    before = torch.get_num_threads()
+    run(tmp_path / "run", overrides=["threads=3"], display=Watch(), stop=stop_after(1),
+        on_interrupt="return")  # fmt: skip
+    assert seen == [3]
+    assert torch.get_num_threads() == before
+
+
+def test_figures(tmp_path: Path) -> None:
+    result = run(tmp_path / "run", overrides=["figures=true"])
+    names = {path.name for path in (result.folder / "figures").iterdir()}
+    assert {"fields.png", "convergence.png"} <= names
+
+
+# --- nothing is lost, nothing is written too early ----------------------------------------------
+@pytest.mark.parametrize(
+    ("overrides", "problem", "message"),
+    [
+        (["model.widht=3"], Bump, "did you mean 'width'"),
+        (["model.width=-1"], Bump, "model.width"),
+        (["model.order=2"], Bump, "at least 4 is needed"),
+        (["training.refine=[3]"], Bump, "training.refine"),
+        (["device=cuda:99"], Bump, "device"),
+        (["sampling.grading=[{of: z, scale: 0.1, share: 0.5}]"], Bump, "'z'"),
+        (["problem.strength=2"], Bump, "given as an object"),
+        ([], object(), "allowed: a kanpinn.Problem"),
+    ],
+)
+def test_everything_is_checked_before_a_folder_is_made(
+    tmp_path: Path, overrides: list[str], problem: Any, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        run(tmp_path / "run", overrides=overrides, problem=problem)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_reference_of_the_wrong_shape(tmp_path: Path) -> None:
+    class Wrong(Bump):
+        def reference(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
+            return np.zeros((len(x), 2))
+
+    with pytest.raises(ProblemError, match=r"reference at 8 points has the shape \(8, 2\)"):
+        run(tmp_path / "run", problem=Wrong)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_is_never_overwritten(whole: api.SolveResult) -> None:
+    before = {path: path.read_bytes() for path in whole.folder.iterdir()}
+    with pytest.raises(RunFolderError, match="already holds a run"):
+        run(whole.folder)
+    assert {path: path.read_bytes() for path in whole.folder.iterdir()} == before
+
+
+def test_failing_metrics_and_figures_lose_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes: list[str] = []
+
+    class Notes(Silent):
+        def note(self, text: str) -> None:
+            notes.append(text)
+
+    def fail(*arguments: Any) -> NoReturn:
+        raise ValueError("no ink")
+
+    monkeypatch.setattr(Bump, "metrics", fail)
+    monkeypatch.setattr("kanpinn.plotting.plot_run", fail)
+    result = run(tmp_path / "run", overrides=["figures=true"], display=Notes())
+    assert result.status is Status.COMPLETED
+    assert result.metrics == {}
+    warnings = [note for note in notes if note.startswith("warning")]
+    assert len(warnings) == 2
+    assert all("no ink" in warning for warning in warnings)
+    assert (result.folder / "run.log").read_text().count("ValueError: no ink") == 2
+
+
+def test_an_error_in_the_midst_of_it(tmp_path: Path, whole: api.SolveResult) -> None:
+    class Broken(Silent):
+        def row(self, row: Any, record: Any) -> None:
+            if row["step"] == 24:
+                raise OSError("the disk is full")
+
+    with pytest.raises(OSError, match="the disk is full"):
+        run(tmp_path / "run", display=Broken())
+    folder = RunFolder(tmp_path / "run")
+    assert folder.status is Status.FAILED
+    assert set(folder.read_summary() or {}) >= CONTRACT_KEYS
+    assert "the disk is full" in folder.log.read_text()
+    assert run(tmp_path / "run", resume=True).status is Status.COMPLETED
+    assert torch.equal(parameters(folder.path), parameters(whole.folder))
+
+
+# --- how a run ends -----------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("training", "status", "code"),
+    [
+        ({"target": {"rel_l2": 1e3}}, "target_reached", 0),
+        ({"target": {"rel_l2": 1e-9}}, "target_missed", 4),
+        ({"target": {"rel_l2": 1e-9}, "time_limit": 1e-6}, "target_missed", 4),
+        ({"time_limit": 1e-6}, "time_limit", 0),
+    ],
+)
+def test_budgets_and_targets(
+    tmp_path: Path, training: dict[str, Any], status: str, code: int
+) -> None:
+    result = run(tmp_path / "run", changes={"training": training})
+    assert (result.summary["status"], result.exit_code) == (status, code)
+
+
+def test_a_target_met_by_the_last_step_counts(tmp_path: Path, whole: api.SolveResult) -> None:
+    # Logged nowhere but at the end, where the loop itself looks at no target.
+    training = {"target": {"rel_l2": rows(whole.folder)[-1]["rel_l2"]}, "log_every": 1000}
+    assert run(tmp_path / "run", changes={"training": training}).status is Status.TARGET_REACHED
+
+
+def test_diverged(tmp_path: Path) -> None:
+    phases = [{"optimiser": "adam", "steps": 20, "learning_rate": 1e300}]
+    result = run(tmp_path / "run", changes={"training": {"phases": phases, "max_restarts": 0}})
+    assert (result.status, result.exit_code) == (Status.DIVERGED, 3)
+    summary = json.loads((result.folder / "summary.json").read_text(), parse_constant=pytest.fail)
+    assert summary["rel_l2"] is not None  # of the best iterate, before it all went wrong
+    assert any(row["loss"] is None for row in rows(result.folder))
+
+
+# --- going on -----------------------------------------------------------------------------------
+@pytest.mark.parametrize("steps", [1, 8, 13, 16, 27])
+def test_resumed_run_is_bitwise_the_same(
+    tmp_path: Path, whole: api.SolveResult, steps: int
+) -> None:
+    folder = tmp_path / "run"
+    first = run(folder, stop=stop_after(steps), on_interrupt="return")
+    assert (first.status, first.exit_code) == (Status.INTERRUPTED, 130)
+    assert first.summary["steps"] == steps
+    second = run(folder, resume=True)
+    assert second.status is Status.COMPLETED
+    assert torch.equal(parameters(folder), parameters(whole.folder))
+    found = {(row["level"], row["step"]): row["loss"] for row in rows(folder)}
+    for row in rows(whole.folder):
+        assert found[row["level"], row["step"]] == row["loss"]
+    assert second.wall_s > first.wall_s
+    assert [level["steps"] for level in second.levels] == [16, 16]
+
+
+def test_twice_interrupted(tmp_path: Path, whole: api.SolveResult) -> None:
+    folder = tmp_path / "run"
+    for resume in (False, True, True):
+        run(folder, resume=resume, stop=stop_after(9), on_interrupt="return")
+    run(folder, resume=True)
+    assert torch.equal(parameters(folder), parameters(whole.folder))
+    earlier = kanpinn.load(folder).provenance["earlier"]
+    assert len(earlier) == 3
+
+
+class Killed(BaseException):
+    """Like SIGKILL: nothing gets to clean up."""
+
+
+def kill_after(steps: int) -> Callable[[], bool]:
+    ask = stop_after(steps)
+
+    def stop() -> bool:
+        if ask():
+            raise Killed
+        return False
+
+    return stop
+
+
+def test_killed_run_goes_on_from_its_checkpoint(tmp_path: Path, whole: api.SolveResult) -> None:
+    folder = tmp_path / "run"
+    with pytest.raises(Killed):
+        run(folder, stop=kill_after(29))
+    assert not (folder / "summary.json").exists()
+    assert rows(folder)[-1]["step"] == 28
+    saved = read_checkpoint(folder / "checkpoint.h5").history[-1]["step"]
+    assert saved < 28  # so that lines must be taken back
+    run(folder, resume=True)
+    steps = [row["step"] for row in rows(folder)]
+    assert steps == [row["step"] for row in rows(whole.folder)]
+    assert torch.equal(parameters(folder), parameters(whole.folder))
+
+
+def test_killed_before_the_first_checkpoint(tmp_path: Path, whole: api.SolveResult) -> None:
+    folder = tmp_path / "run"
+    with pytest.raises(Killed):
+        run(folder, stop=kill_after(2))
+    (folder / "checkpoint.h5").unlink()
+    run(folder, resume=True)
+    assert torch.equal(parameters(folder), parameters(whole.folder))
+
+
+def test_killed_between_checkpoint_and_summary(tmp_path: Path, whole: api.SolveResult) -> None:
+    folder = tmp_path / "run"
+    run(folder)
+    (folder / "summary.json").unlink()
+    assert run(folder, resume=True).summary["levels"] is not None
+    summary = RunFolder(folder).read_summary()
+    assert summary is not None
+    assert summary["status"] == "completed"
+    assert summary["levels"][-1]["stop_reason"] == whole.levels[-1]["stop_reason"]
+
+
+def test_resume_of_a_finished_run_changes_nothing(tmp_path: Path) -> None:
+    result = run(tmp_path / "run", changes={"training": {"target": {"rel_l2": 1e-9}}})
+    files = ("checkpoint.h5", "metrics.jsonl", "summary.json", "config.yaml")
+    before = [(result.folder / name).read_bytes() for name in files]
+    again = run(tmp_path / "run", changes={"training": {"target": {"rel_l2": 1e-9}}}, resume=True)
+    assert (again.status, again.summary) == (result.status, result.summary)
+    assert again.exit_code == 4
+    assert [(result.folder / name).read_bytes() for name in files] == before
+    assert "already finished" in (result.folder / "run.log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "keys"),
+    [
+        (["seed=7"], ["seed"]),
+        (
+            ["model.width=4", "training.phases.0.learning_rate=0.5"],
+            ["model.width", "training.phases.0.learning_rate"],
+        ),
+        (["sampling.interior=61"], ["sampling.interior"]),
+    ],
+)
+def test_resume_refuses_another_config(
+    tmp_path: Path, overrides: list[str], keys: list[str]
+) -> None:
+    run(tmp_path / "run", stop=stop_after(3), on_interrupt="return")
+    before = (tmp_path / "run" / "checkpoint.h5").read_bytes()
+    with pytest.raises(ConfigError, match="another config") as caught:
+        run(tmp_path / "run", resume=True, overrides=overrides)
+    assert ", ".join(keys) in str(caught.value)
+    assert (tmp_path / "run" / "checkpoint.h5").read_bytes() == before
+    allowed = ["training.log_every=2", "training.checkpoint_every=7"]
+    assert run(tmp_path / "run", resume=True, overrides=allowed).status is Status.COMPLETED
+    saved = read_yaml(tmp_path / "run" / "config.yaml")
+    assert saved["training"]["checkpoint_every"] == 7
+
+
+def test_resume_refuses_another_problem(tmp_path: Path) -> None:
+    run(tmp_path / "run", stop=stop_after(3), on_interrupt="return")
+    with pytest.raises(ConfigError, match=r"problem\.strength"):
+        run(tmp_path / "run", resume=True, problem=Bump(strength=2.0))
+
+
+def test_resume_finds_the_newest_unfinished_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RunFolderError, match="no unfinished run"):
+        run(resume=True)
+    stopped = [run(stop=stop_after(n), on_interrupt="return").folder for n in (3, 5)]
+    other = run(stop=stop_after(2), on_interrupt="return", overrides=["seed=8"]).folder
+    finished = run().folder
+    assert run(resume=True).folder == stopped[1]
+    assert run(resume=True).folder == stopped[0]
+    with pytest.raises(ConfigError, match=r"another config.*different: seed;") as caught:
+        run(resume=True)
+    assert other.name in str(caught.value)
+    assert run(resume=True, overrides=["seed=8"]).folder == other
+    with pytest.raises(RunFolderError, match=f"newest, {finished.name}, is completed"):
+        run(resume=True)
+
+
+def test_resume_of_a_folder_without_a_run(tmp_path: Path) -> None:
+    with pytest.raises(RunFolderError, match="holds no run"):
+        run(tmp_path / "nothing", resume=True)
+
+
+def test_resume_of_a_damaged_checkpoint(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    run(folder, stop=stop_after(3), on_interrupt="return")
+    (folder / "checkpoint.h5").write_bytes(b"garbage")
+    with pytest.raises(CheckpointError, match="checkpoint"):
+        run(folder, resume=True)
+    assert (folder / "checkpoint.h5").read_bytes() == b"garbage"
+
+
+def test_more_time_goes_on(tmp_path: Path, whole: api.SolveResult) -> None:
+    limited = {"training": {"time_limit": 1e-6}}
+    result = run(tmp_path / "run", changes=limited)
+    assert result.summary["steps"] == 1
+    assert run(tmp_path / "run", changes=limited, resume=True).summary == result.summary
+    assert run(tmp_path / "run", resume=True).status is Status.COMPLETED
+    assert torch.equal(parameters(tmp_path / "run"), parameters(whole.folder))
+
+
+def test_a_stricter_target_goes_on(tmp_path: Path, whole: api.SolveResult) -> None:
+    loose, strict = ({"training": {"target": {"rel_l2": value}}} for value in (1e3, 1e-9))
+    assert run(tmp_path / "run", changes=loose).summary["steps"] < 32
+    assert run(tmp_path / "run", changes=strict, resume=True).status is Status.TARGET_MISSED
+    assert torch.equal(parameters(tmp_path / "run"), parameters(whole.folder))
+
+
+def test_more_steps_before_the_end_but_not_after(tmp_path: Path) -> None:
+    more = ["training.phases.1.steps=12"]
+    run(tmp_path / "run", stop=stop_after(3), on_interrupt="return")
+    assert run(tmp_path / "run", resume=True, overrides=more).summary["steps"] == 40
+    with pytest.raises(RunFolderError, match=r"has finished.*training\.phases\.1\.steps"):
+        run(tmp_path / "run", resume=True, overrides=["training.phases.1.steps=50"])
+
+
+def test_ctrl_c_in_a_script(tmp_path: Path) -> None:
+    counter = stop_after(5)
+
+    def press() -> bool:
+        if counter():
+            os.kill(os.getpid(), signal.SIGINT)
+        return False
+
+    before = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "run", stop=press)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    # Saved all the same: pressed once or twice, what was written before is whole.
+    assert read_checkpoint(tmp_path / "run" / "checkpoint.h5").history
+
+
+# --- a problem of one's own ---------------------------------------------------------------------
+OWN = """
+from dataclasses import dataclass
+from kanpinn import Box, Initial, Problem
+
+@dataclass
+class Decay(Problem):
+    rate: float = 1.0
+    domain = Box([0.0], [1.0], names=("t",), time="t")
+    conditions = (Initial(value=1.0, exact=True),)
+
+    def residual(self, p):
+        return p.u.t + self.rate * p.u
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    path = tmp_path / "own.py"
+    path.write_text(OWN)
+    return path
+
+
+def test_own_problem_from_a_file(tmp_path: Path, own: Path) -> None:
+    config = tiny(problem={"name": f"{own}:Decay", "rate": 2.0})
+    result = api.solve(config, out=tmp_path / "run")
+    assert result.rel_l2 is None
+    assert result.linf is None
+    solution = kanpinn.load(tmp_path / "run")
+    assert solution(np.zeros((1, 1))) == pytest.approx(1.0)
+    assert solution.problem["source"]["path"] == str(own)
+    with pytest.raises(ProblemError, match="not imported unless told"):
+        api.problem_of(solution)
+    assert type(api.problem_of(solution, trust=True)).__name__ == "Decay"
+    assert kanpinn.load(tmp_path / "run", trust=True).fields == ("u",)
+    with pytest.raises(ProblemError, match=r"Bump has u of \(x, y\), the solution u of \(t\)"):
+        kanpinn.load(tmp_path / "run", problem=Bump)
+    own.write_text(OWN + "# changed\n")
+    with pytest.raises(ProblemError, match="has changed since the run"):
+        kanpinn.load(tmp_path / "run", trust=True)
+    own.unlink()
+    with pytest.raises(ProblemError, match="no longer there"):
+        kanpinn.load(tmp_path / "run", trust=True)
+
+
+def test_a_changed_file_is_another_problem(tmp_path: Path, own: Path) -> None:
+    config = tiny(problem=f"{own}:Decay")
+    api.solve(config, out=tmp_path / "run", stop=stop_after(3), on_interrupt="return")
+    own.write_text(OWN.replace("p.u.t +", "p.u.t -"))
+    with pytest.raises(ConfigError, match="has changed since this run began"):
+        api.solve(config, out=tmp_path / "run", resume=True)
+
+
+def test_own_problem_as_an_object(tmp_path: Path, whole: api.SolveResult) -> None:
+    by_class, by_object = whole, run(tmp_path / "run", problem=Bump(strength=1.0))
+    assert torch.equal(parameters(by_class.folder), parameters(by_object.folder))
+    stored = kanpinn.load(by_object.folder).problem
+    assert stored["name"] == f"{Path(__file__).resolve()}:Bump"
+    assert stored["parameters"] == {"strength": 1.0}
+    assert stored["source"]["path"] == str(Path(__file__).resolve())
+    stronger = run(tmp_path / "other", problem=Bump(strength=2.0))
+    assert kanpinn.load(stronger.folder).problem["parameters"] == {"strength": 2.0}
+    assert not torch.equal(parameters(stronger.folder), parameters(whole.folder))
+
+
+def test_problem_of_a_function_cannot_be_named_by_a_file(tmp_path: Path) -> None:
+    class Local(Bump):
+        pass
+
+    config = api.prepare(tiny(), problem=Local).config
+    assert config.problem.name.endswith("<locals>.Local")
+    assert config.name == "tiny"
+
+
+def test_config_as_an_object_and_overrides() -> None:
+    first = api.prepare(tiny(), problem=Bump).config
+    assert api.prepare(first, problem=Bump).config == first
+    changed = api.prepare(first, ["model.width=5"], problem=Bump).config
+    assert to_dict(changed) == {**to_dict(first), "model": {**to_dict(first)["model"], "width": 5}}
+
+
+# --- what is to come ----------------------------------------------------------------------------
+@pytest.mark.parametrize("per_parameter", [None, 2.0])
+def test_plan_is_what_happens(tmp_path: Path, per_parameter: float | None) -> None:
+    sampling = {"interior": 60, "boundary": 20, "held_out": 40, "growth": 1.5}
+    changes = {"sampling": {**sampling, "per_parameter": per_parameter}}
+    planned = api.plan(api.prepare(tiny(**changes), problem=Bump))
+    result = run(tmp_path / "run", changes=changes)
+    assert len(planned) == len(result.levels) == 2
+    for level, record in zip(planned, result.levels, strict=True):
+        assert sum(level.n_points.values()) == record["n_points"]
+        assert level.n_params == record["n_params"]
+        assert list(level.n_intervals) == record["n_intervals"]
+        assert level.steps == record["steps"]
+
+
+def test_memory_grows_with_the_points() -> None:
+    def memory(points: int) -> float:
+        changes = {"sampling": {"interior": points, "boundary": 20, "held_out": 40}}
+        return api.plan(api.prepare(tiny(**changes), problem=Bump))[-1].memory_mib
+
+    small, large = memory(10_000), memory(20_000)
+    # Splines of order 4 on 4 intervals in two channels: 14 features; jets of 5 components.
+    features = 10_000 * 14 * 5 * 8 / 2**20
+    assert large - small == pytest.approx(features, rel=0.5)
