@@ -35,8 +35,10 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--threads", type=int)
     options = parser.parse_args()
-    print("| config | seeds | rel. L2 (median) | worst | test MSE (median) | seconds (median) "
-          "| parameters | peak MB |")
+    print(
+        "| config | seeds | rel. L2 (median) | worst | test MSE (median) | seconds (median) "
+        "| parameters | peak MB |"
+    )
     print("|---|---|---|---|---|---|---|---|")
     for config in options.configs:
         rows = [run(config, seed, options.threads) for seed in options.seeds]

@@ -107,9 +107,13 @@ class _Fold(ast.NodeTransformer):
         self.values = values
 
     def visit_Name(self, node: ast.Name) -> ast.AST:
-        if node.id in self.values:
-            return ast.copy_location(ast.Constant(self.values[node.id]), node)
-        return node
+        value = self.values.get(node.id)
+        if value is None:
+            return node
+        # As an operator and its operand: a bare negative constant would be written without
+        # brackets, and -1.0 ** 2 is -1.
+        plain: ast.expr = ast.Constant(abs(value))
+        return plain if value >= 0 else ast.UnaryOp(ast.USub(), plain)
 
     def visit_UnaryOp(self, node: ast.UnaryOp) -> ast.AST:
         self.generic_visit(node)

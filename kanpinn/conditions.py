@@ -26,9 +26,19 @@ Value = float | str | Callable[[Site], Tensor | float]
 
 
 def evaluate_value(value: Value, site: Site) -> Tensor | float:
-    """A condition's value at sites, ``(n,)`` or one number."""
+    """A condition's value at sites, ``(n,)`` or one number.
+
+    Raises:
+        ProblemError: if a function returns anything else, which would broadcast to ``(n, n)``.
+        ExpressionError: if an expression uses other names than the coordinates and ``side``.
+    """
     if callable(value):
-        return value(site)
+        found = value(site)
+        if isinstance(found, Tensor) and found.shape not in ((), (len(site.points),)):
+            raise ProblemError(
+                f"a condition's value has shape {tuple(found.shape)}, allowed: one number per point"
+            )
+        return found
     if isinstance(value, int | float):
         return float(value)
     expression = Expression.parse(value, (*site.coordinates.names, "side"))
@@ -131,6 +141,12 @@ class Initial(Dirichlet):
     on: str = "initial"
     derivative: int = 0
 
+    @property
+    def label(self) -> str:
+        """Value and rate at the same time are two blocks."""
+        field = self.field if self.derivative == 0 else f"d{self.derivative}({self.field})"
+        return f"initial {field} on {self.on}"
+
     def residual(self) -> Residual:
         """``u - value`` or ``u_t - value``."""
         if self.derivative == 0:
@@ -209,7 +225,16 @@ class Periodic(Condition):
         return difference
 
     def input_map(self) -> PeriodicInput:
-        """The input map that makes it exact."""
+        """The input map that makes it exact.
+
+        Raises:
+            ProblemError: if the region is no pair of opposite faces.
+        """
+        if not self.on.endswith(".periodic"):
+            raise ProblemError(
+                f"{self.label}: found region {self.on!r}, allowed: a coordinate's name followed by "
+                '".periodic"'
+            )
         return PeriodicInput(of=self.axis, harmonics=self.harmonics)
 
 
@@ -268,11 +293,12 @@ class Mean(Condition):
         return lambda p: getattr(p, self.field).value - self.value
 
     def block(self, domain: Domain) -> ResidualBlock:
-        """One row of ``points`` points."""
-        points = self.points or 1024
+        """One row of ``points`` points, or of all points where there are finitely many."""
+        region = domain.region(self.on)
+        points = region.n_distinct or self.points or 1024
         return ResidualBlock(
             self.label,
-            domain.region(self.on),
+            region,
             self.residual(),
             weight=self.weight,
             points=points,

@@ -18,6 +18,7 @@ from kanpinn.errors import ProblemError
 from kanpinn.geometry import Box, Domain
 from kanpinn.models.field_network import FieldNetwork, OutputMap
 from kanpinn.models.inputs import AnyInputMap, Coordinate, Inputs
+from kanpinn.models.inputs import Periodic as PeriodicInput
 from kanpinn.models.options import ModelOptions, build_network
 from kanpinn.residuals import Coordinates, ResidualBlock, Site, System
 from kanpinn.splines import Knots
@@ -118,7 +119,8 @@ class Problem(ABC):
         """Fields of every network.
 
         Raises:
-            ProblemError: if a field belongs to no network, or to two.
+            ProblemError: if a field belongs to no network, or to two, or is named like a
+                coordinate, or if a condition is on an unknown field.
         """
         networks = dict(self.networks or {"main": tuple(self.fields)})
         listed = [name for fields in networks.values() for name in fields]
@@ -129,6 +131,11 @@ class Problem(ABC):
         clash = set(self.fields) & set(self.domain.names)
         if clash:
             raise ProblemError(f"{sorted(clash)} name both a field and a coordinate")
+        for condition in self.conditions:
+            if condition.field not in self.fields:
+                raise ProblemError(
+                    f"{condition.label}: unknown field, allowed: {', '.join(self.fields)}"
+                )
         return networks
 
     def input_maps(self, chosen: Sequence[str | AnyInputMap] | None) -> Inputs:
@@ -140,12 +147,7 @@ class Problem(ABC):
         maps = [Coordinate(of=entry) if isinstance(entry, str) else entry for entry in entries]
         for condition in self.conditions:
             if condition.exact and isinstance(condition, Periodic):
-                periodic = condition.input_map()
-                position = next(
-                    (k for k, m in enumerate(maps) if m == Coordinate(of=condition.axis)), len(maps)
-                )
-                maps = [m for m in maps if getattr(m, "of", None) != condition.axis]
-                maps.insert(position, periodic)
+                maps = _made_periodic(maps, condition)
         return Inputs(names, bounds, tuple(maps))
 
     def output_map(self, name: str) -> OutputMap:
@@ -163,6 +165,18 @@ class Problem(ABC):
         return build_ansatz(
             faces, domain.names, domain.lower, domain.upper, scaling.scale, scaling.shift
         )
+
+
+def _made_periodic(maps: Sequence[AnyInputMap], condition: Periodic) -> list[AnyInputMap]:
+    """Periodic channels in the place of the first channel of that axis.
+
+    Other channels of the axis are dropped, but the config's own periodic ones stay.
+    """
+    own = [m for m in maps if getattr(m, "of", None) == condition.axis]
+    position = maps.index(own[0]) if own else len(maps)
+    chosen = [m for m in own if isinstance(m, PeriodicInput)] or [condition.input_map()]
+    others = [[m for m in part if m not in own] for part in (maps[:position], maps[position:])]
+    return [*others[0], *chosen, *others[1]]
 
 
 def build_system(

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kanpinn.errors import ProblemError
+from kanpinn.errors import KanpinnError, ProblemError
 from kanpinn.geometry import Points, Region
 from kanpinn.jets import MAX_ORDER, Jet, JetSpec
 from kanpinn.models.field_network import FieldNetwork, Prepared
@@ -67,6 +67,8 @@ class Field:
     @property
     def laplacian(self) -> Tensor:
         """``sum_a d^2 u/dx_a^2`` over the space coordinates, ``(n,)``."""
+        if not self._coordinates.spatial:
+            raise ProblemError(f"{self._name}.laplacian: there is no space coordinate")
         return self._component(LAPLACIAN)
 
     @property
@@ -93,8 +95,15 @@ class Field:
     def __torch_function__(
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        plain = [entry.value if isinstance(entry, Field) else entry for entry in args]
-        return func(*plain, **(kwargs or {}))
+        named = {name: _plain(entry) for name, entry in (kwargs or {}).items()}
+        return func(*_plain(args), **named)
+
+
+def _plain(entry: Any) -> Any:
+    """Values instead of fields, in lists too (``torch.stack([p.u, p.v])``)."""
+    if isinstance(entry, list | tuple):
+        return type(entry)(_plain(part) for part in entry)
+    return entry.value if isinstance(entry, Field) else entry
 
 
 def _operator(name: str) -> Callable[..., Any]:
@@ -227,6 +236,13 @@ class System(nn.Module):
         """All fields, network after network."""
         return tuple(name for part in self.parts.values() for name in part.fields)
 
+    def values(self, x: Tensor, fields: Sequence[str] | None = None) -> Tensor:
+        """Fields ``(n, n_fields)`` at points ``(n, d)``: those named, or all by network."""
+        columns = torch.cat([part(x) for part in self.parts.values()], -1)
+        if fields is None:
+            return columns
+        return columns[:, [self.field_names.index(name) for name in fields]]
+
     @property
     def n_parameters(self) -> int:
         """Number of trainable numbers."""
@@ -277,10 +293,30 @@ def required_jets(block: ResidualBlock, system: System) -> dict[str, JetSpec]:
     Raises:
         ProblemError: if the residual fails, or returns something that is not one row per point.
     """
-    wanted: dict[str, set[tuple[int, ...] | str]] = {name: set() for name in system.parts}
+    wanted, rows = _trace(block, system, 2)
+    if not isinstance(rows, Tensor) or rows.ndim not in (1, 2) or len(rows) != 2:
+        found = tuple(rows.shape) if isinstance(rows, Tensor) else type(rows).__name__
+        raise ProblemError(
+            f"residual {block.name!r} must return a tensor with one row per point, found {found} "
+            "for 2 points"
+        )
+    if rows.shape == (2, 2) and _trace(block, system, 3)[1].shape == (3, 3):
+        raise ProblemError(
+            f"residual {block.name!r} mixes its points: it returns (n, n) for n points, where "
+            "(n,), or (n, m) for m equations, is allowed; did (n, 1) meet (n,)?"
+        )
+    return {name: _closure(which, system.coordinates) for name, which in wanted.items() if which}
+
+
+Wanted = dict[str, set[tuple[int, ...] | str]]
+
+
+def _trace(block: ResidualBlock, system: System, n: int) -> tuple[Wanted, Any]:
+    """The components a residual asks for at ``n`` points, and what it returns."""
+    wanted: Wanted = {name: set() for name in system.parts}
     like = next(iter(system.parameters()))
-    units = torch.full((2, block.region.unit_dimension), 0.375, dtype=torch.float64)
-    units[1] = 0.625
+    units = torch.linspace(0.375, 0.625, n, dtype=torch.float64)
+    units = units[:, None].expand(n, block.region.unit_dimension)
     sites = []
     for at in block.region.place(units):
         at = at.to(like.dtype, like.device)
@@ -291,20 +327,19 @@ def required_jets(block: ResidualBlock, system: System) -> dict[str, JetSpec]:
                 fields[field_name] = Field(field_name, component, system.coordinates, at.normal)
         scalars = SimpleNamespace(**dict(system.scalars.items()))
         sites.append(Site(at, fields, system.coordinates, scalars))
-    rows = _call(block, sites)
-    if not isinstance(rows, Tensor) or rows.ndim not in (1, 2) or len(rows) != len(sites[0].points):
-        found = tuple(rows.shape) if isinstance(rows, Tensor) else type(rows).__name__
-        raise ProblemError(
-            f"residual {block.name!r} must return a tensor with one row per point, found {found}"
-        )
-    return {name: _closure(which, system.coordinates) for name, which in wanted.items() if which}
+    return wanted, _call(block, sites)
 
 
 def _call(block: ResidualBlock, sites: Sequence[Site]) -> Any:
     try:
         return block.residual(*sites)
-    except (AttributeError, TypeError, KeyError, RuntimeError) as error:
-        raise ProblemError(f"residual {block.name!r} fails: {error}") from error
+    except KanpinnError:
+        raise
+    except Exception as error:  # whatever a user's function may do
+        reason = str(error).partition("\n")[0]
+        if not isinstance(error, AttributeError):
+            reason = f"{type(error).__name__}: {reason}"
+        raise ProblemError(f"residual {block.name!r} fails: {reason}") from error
 
 
 def _recorder(record: set[tuple[int, ...] | str], answer: Tensor) -> Component:

@@ -208,18 +208,23 @@ def sample_graded(
     graded = [(_graded(region, entry, names), entry.share) for entry in options.grading]
     rest = 1.0 - sum(share for _, share in graded)
     counts = [round(share * n) for _, share in graded]
-    parts = [*(part for part, _ in graded), region]
+    parts = zip([*(part for part, _ in graded), region], [*counts, n - sum(counts)], strict=True)
     drawn = [
-        sample(part, count, options.method, own)
-        for part, count, own in zip(
-            parts, [*counts, n - sum(counts)], seed.spawn(len(parts)), strict=True
-        )
+        sample(part, count, options.method, _child(seed, number))
+        for number, (part, count) in enumerate(parts)
         if count > 0
     ]
     (points,) = (Points.cat(pieces) for pieces in zip(*drawn, strict=True))
-    density = rest + sum(share * part.density(points.x) for part, share in graded)
+    density = torch.full((len(points),), rest, dtype=points.x.dtype)
+    for part, share in graded:
+        density += share * part.density(points.x)
     weighted = replace(points, data={**points.data, QUADRATURE: 1.0 / density})
     return (weighted.to(dtype, device),)
+
+
+def _child(seed: np.random.SeedSequence, number: int) -> np.random.SeedSequence:
+    """An independent stream below another; unlike ``spawn``, it changes nothing."""
+    return np.random.SeedSequence(seed.entropy, spawn_key=(*seed.spawn_key, number))
 
 
 def _graded(region: Region, entry: Grading, names: Sequence[str]) -> Graded:

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from figure_checks import main_axes
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 from numpy.typing import NDArray
 from torch import Tensor
@@ -370,6 +372,24 @@ def test_figures_of_a_system_in_time(tmp_path: Path) -> None:
     paths = plot_run(solved(problem, MLPOptions(width=4), levels=1), problem, tmp_path)
     assert [path.stem for path in paths] == ["fields_u", "fields_v", "convergence"]
     assert all(not_blank(path) for path in paths)
+
+
+@pytest.mark.usefixtures("small")
+def test_the_residual_of_each_equation_stands_beside_one_field(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    drawn: dict[str, list[str]] = {}
+
+    def keep(figure: Figure, folder: Path, name: str, fmt: str) -> Path:
+        drawn[name] = [ax.get_title() for ax in main_axes(figure) if ax.get_title()]
+        return folder / name
+
+    monkeypatch.setattr("kanpinn.plotting.run.save_figure", keep)
+    problem = Flow()
+    plot_run(solved(problem, MLPOptions(width=4), levels=1), problem, tmp_path)
+    for number, name in enumerate("uv", 1):
+        shown = [f"solution ${name}$", f"reference ${name}$", f"absolute error of ${name}$"]
+        assert drawn[f"fields_{name}"] == [*shown, f"absolute residual: equation {number}"]
 
 
 @pytest.mark.usefixtures("small")

@@ -23,7 +23,7 @@ from kanpinn.io.run_folder import (
     RunObserver,
     RunWriter,
     Status,
-    free_folder,
+    new_folder,
     run_folders,
     timestamp,
     to_json,
@@ -114,7 +114,7 @@ def test_out_that_is_read_only(tmp_path: Path) -> None:
 def test_folders_of_one_second_get_numbers_and_sort_by_time(tmp_path: Path) -> None:
     made = []
     for _ in range(12):
-        folder = free_folder(tmp_path, NOON)
+        folder = new_folder(tmp_path, NOON)
         folder.create("seed: 1\n")
         made.append(folder.path.name)
     assert made[:2] == ["20260304T120001Z", "20260304T120001Z-2"]
@@ -123,6 +123,12 @@ def test_folders_of_one_second_get_numbers_and_sort_by_time(tmp_path: Path) -> N
     (tmp_path / "20270101T000000Z").mkdir()  # holds no run
     found = [folder.path.name for folder in run_folders(tmp_path)]
     assert found == [later.path.name, *reversed(made)]
+
+
+def test_new_folder_where_a_file_is_in_the_way(tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("mine")
+    with pytest.raises(RunFolderError, match="cannot be written"):
+        new_folder(tmp_path / "runs")
 
 
 def test_no_runs_at_all(tmp_path: Path) -> None:
@@ -241,13 +247,14 @@ def show(display: Display) -> None:
 
 def test_bars_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("COLUMNS", "80")
     terminal = Terminal()
     display = display_for(terminal)
     assert isinstance(display, Bars)
     show(display)
-    assert "50/100 steps" in terminal.getvalue()
-    assert "2.500e-01" in terminal.getvalue()
+    assert "50/100" in terminal.getvalue()
+    assert "2.5e-01" in terminal.getvalue()
+    assert "━" in terminal.getvalue()
     assert "a [note]" in terminal.getvalue()
 
 

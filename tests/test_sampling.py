@@ -9,14 +9,17 @@ from pydantic import TypeAdapter, ValidationError
 from scipy.stats import chisquare, kstest, pearsonr, qmc
 from torch import Tensor
 
-from kanpinn.errors import ProblemError
+from kanpinn.errors import ConfigError, ProblemError
 from kanpinn.geometry import Box, FixedPoints, Points, Region, RegionUnion
 from kanpinn.sampling import (
+    QUADRATURE,
+    Grading,
     Method,
     SamplingOptions,
     batch_indices,
     held_out,
     sample,
+    sample_graded,
     seen,
     stream,
     unit_points,
@@ -428,3 +431,30 @@ def test_options_are_validated() -> None:
             adapter.validate_python(bad)
     for name, schema in adapter.json_schema()["properties"].items():
         assert name in SamplingOptions.__dataclass_fields__ and schema
+
+
+def test_graded_points_are_dense_at_the_plane_and_their_weights_keep_the_mean() -> None:
+    box = Box((-1.0, 0.0), (3.0, 1.0), names=("x", "t"), time="t")
+    options = SamplingOptions(grading=(Grading(of="x", scale=0.05, at=0.5, share=0.5),))
+    (points,) = sample_graded(box.interior(), 4096, options, box.names, stream(3, "graded"))
+    assert len(points) == 4096
+    near = ((points.x[:, 0] - 0.5).abs() < 0.05).double().mean()
+    assert near > 5 * 0.1 / 4.0  # five times the share an equal spread would have
+    weights = points.data[QUADRATURE]
+    assert weights.min() > 0
+    # A steep function's mean over x in [-1, 3]: the integral of sech^2(s (x - 0.5)) is known.
+    s = 40.0
+    steep = torch.cosh(s * (points.x[:, 0] - 0.5)).pow(-2)
+    exact = (np.tanh(s * 2.5) + np.tanh(s * 1.5)) / (4 * s)
+    assert float((weights * steep).mean()) == pytest.approx(exact, rel=2e-2)
+    again = sample_graded(box.interior(), 4096, options, box.names, stream(3, "graded"))[0]
+    assert torch.equal(again.x, points.x)
+
+
+def test_grading_refuses_an_unknown_coordinate_and_shares_above_one() -> None:
+    box = Box((-1.0,), (1.0,), names=("x",))
+    options = SamplingOptions(grading=(Grading(of="y", scale=0.1),))
+    with pytest.raises(ConfigError, match="coordinate 'y' is unknown"):
+        sample_graded(box.interior(), 64, options, box.names, stream(0))
+    with pytest.raises(ConfigError, match="add up to more than 1"):
+        SamplingOptions(grading=(Grading(of="x", scale=0.1, share=0.7),) * 2)

@@ -15,7 +15,9 @@ from torch import Tensor
 
 from kanpinn.checkpoint import write_checkpoint
 from kanpinn.errors import CheckpointError, ConfigError, DomainError, ProblemError
-from kanpinn.models import KANOptions, MLPOptions, MultichannelOptions, build_network
+from kanpinn.jets import Jet, JetSpec
+from kanpinn.models import KANOptions, KnotLayer, MLPOptions
+from kanpinn.problem import build_system
 from kanpinn.provenance import describe_problem, gather
 from kanpinn.residuals import System
 from kanpinn.solution import CHECKPOINT_NAME, Solution
@@ -61,7 +63,8 @@ def test_kinds_types_and_devices(plain: Solution, device: torch.device) -> None:
     x = points()
     values = solution(x)
     assert isinstance(values, np.ndarray)
-    assert (values.dtype, values.shape) == (np.float64, (40, 1))
+    assert values.dtype == np.float64
+    assert values.shape == (40, 1)
     tensor = torch.tensor(x, device=device, requires_grad=True)
     result = solution(tensor)
     assert (result.dtype, result.device.type, result.requires_grad) == (
@@ -116,8 +119,6 @@ def test_fields_in_the_problems_order_and_units(coupled: Solution) -> None:
 
 
 def jet_of(x: Tensor) -> Any:
-    from kanpinn.jets import Jet, JetSpec
-
     return Jet.coordinates(x, JetSpec.value_only(x.shape[1]))
 
 
@@ -212,8 +213,6 @@ def test_rough_models_have_no_laplacian() -> None:
 
 def untrained(model: Any, problem: Any = None) -> Solution:
     """A solution with random parameters, of a model too rough for any equation perhaps."""
-    from kanpinn.problem import build_system
-
     system: System = build_system(problem or Plain(), model, torch.Generator().manual_seed(1))
     record = LevelRecord(0, [], system.n_parameters, 0)
     return Solution(RunState(levels=[LevelState(record, system, snapshot(system))]))
@@ -304,7 +303,7 @@ def test_another_solution_shares_nothing_that_training_changes(plain: Solution) 
     moved = plain.to("cpu")
     with torch.no_grad():
         for parameter in moved.model.parameters():
-            parameter += 1.0
+            parameter.add_(1.0)
     np.testing.assert_array_equal(plain(x), before)
 
 
@@ -355,11 +354,11 @@ KNOTTED = [name for name in MODELS if name.startswith(("kan", "multi"))]
 def test_univariate_functions_make_up_the_layers(name: str) -> None:
     """``y_q = sum_p phi_qp(s(z_p)) + v_qp silu(s(z_p))``, also a little outside the knots."""
     solution = trained(Plain(), MODELS[name], 1)
-    network = solution.networks["main"].network
-    for number, layer in enumerate(network.layers):
-        z = np.random.default_rng(number).uniform(-1.1, 1.1, (30, layer.in_width))  # type: ignore[arg-type]
-        squashed = np.tanh(z) if layer.settings.squash else z  # type: ignore[union-attr]
-        expected = np.zeros((30, layer.out_width))  # type: ignore[arg-type]
+    for number, layer in enumerate(solution.networks["main"].network.chain):
+        assert isinstance(layer, KnotLayer)
+        z = np.random.default_rng(number).uniform(-1.1, 1.1, (30, layer.in_width))
+        squashed = np.tanh(z) if layer.settings.squash else z
+        expected = np.zeros((30, layer.out_width))
         for q in range(expected.shape[1]):
             for p in range(z.shape[1]):
                 spline = solution.univariate(number, q, p)
@@ -368,8 +367,6 @@ def test_univariate_functions_make_up_the_layers(name: str) -> None:
                 weight = solution.base_weight(number, q, p)
                 assert (weight != 0.0) == ("base" in name)
                 expected[:, q] += spline(u) + weight * u / (1 + np.exp(-u))
-        from kanpinn.jets import JetSpec
-
         with torch.no_grad():
             found = layer(torch.tensor(z)[None], JetSpec.value_only(1))[0].numpy()
         scale = np.abs(found).max()
@@ -406,4 +403,3 @@ def test_the_model_is_a_module_with_gradients(plain: Solution) -> None:
         gradient[:, :1].numpy(), plain.derivatives(points(), "x")["x"], atol=1e-12
     )
     assert isinstance(plain.model, torch.nn.Module)
-    assert build_network(MultichannelOptions(), 1, 1, torch.Generator()) is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kanpinn.checkpoint import write_checkpoint
 from kanpinn.conditions import Dirichlet, Initial
 from kanpinn.geometry import Box
 from kanpinn.models import Abs, Asinh, KANOptions, MLPOptions, MultichannelOptions, Periodic
 from kanpinn.optimisers.schedules import CosineSchedule
 from kanpinn.problem import Problem, Scaling
+from kanpinn.provenance import describe_problem, gather
 from kanpinn.residuals import Site
 from kanpinn.sampling import SamplingOptions
 from kanpinn.training import (
@@ -34,7 +37,7 @@ from kanpinn.training import (
 class Plain(Problem):
     """``laplace(u) = 1`` on a rectangle, zero on its boundary; the boundary is built in."""
 
-    domain = Box([-1.0, 0.0], [1.0, 3.0])
+    domain = Box((-1.0, 0.0), (1.0, 3.0))
     conditions = (Dirichlet(value=0.0, exact=True),)
 
     def residual(self, p: Site) -> Tensor:
@@ -50,7 +53,7 @@ class Plain(Problem):
 class Coupled(Problem):
     """Three fields from two networks in space and time, every input map, a trained scalar."""
 
-    domain = Box([-2.0, 1.0], [2.0, 4.0], names=("x", "t"), time="t")
+    domain = Box((-2.0, 1.0), (2.0, 4.0), names=("x", "t"), time="t")
     fields = ("a", "b", "c")
     networks: Mapping[str, tuple[str, ...]] = {"second": ("c",), "main": ("a", "b")}
     inputs = (
@@ -149,3 +152,13 @@ def same_tensors(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> N
         assert (value.dtype, value.shape, value.device) == (other.dtype, other.shape, other.device)
         a, b = (t.detach().cpu().numpy().tobytes() for t in (value, other))
         assert a == b, name
+
+
+CONFIG = {"problem": {"name": "plain"}, "values": [1, 2.5, None, True, "ä\n"], "large": 1e300}
+
+
+def save(path: Path, state: RunState, problem: Any = None) -> Path:
+    """Write a checkpoint of a state; gives back its path."""
+    described = describe_problem(problem or Plain(), "plain")
+    write_checkpoint(path, state, CONFIG, described, gather("cpu", torch.float64, 3))
+    return path

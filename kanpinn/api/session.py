@@ -20,7 +20,7 @@ from kanpinn.config import dump_yaml, to_dict
 from kanpinn.errors import DivergedError
 from kanpinn.io.interrupt import StopSignals
 from kanpinn.io.progress import Display, Silent
-from kanpinn.io.run_folder import RunFolder, RunObserver, RunWriter, Status, free_folder
+from kanpinn.io.run_folder import RunFolder, RunObserver, RunWriter, Status, new_folder
 from kanpinn.provenance import describe_problem, gather
 from kanpinn.solution import Solution
 from kanpinn.training import RunState
@@ -74,7 +74,7 @@ def solve(
             session.draw()
     if signals.requested and on_interrupt == "raise":
         raise KeyboardInterrupt
-    return SolveResult(session.status, summary, folder.path)
+    return SolveResult(Status(summary["status"]), summary, folder.path)
 
 
 def _place(prepared: Prepared, out: str | Path | None, resume: bool) -> RunFolder:
@@ -83,7 +83,7 @@ def _place(prepared: Prepared, out: str | Path | None, resume: bool) -> RunFolde
     runs = (RUNS / prepared.config.name).absolute()
     if resume:
         return find_run(runs, data, None if out is None else Path(out).absolute())
-    folder = free_folder(runs) if out is None else RunFolder(Path(out).absolute())
+    folder = new_folder(runs) if out is None else RunFolder(Path(out).absolute())
     folder.create(dump_yaml(data))
     return folder
 
@@ -171,6 +171,7 @@ class _Session:
         wanted = self.prepared.config.figures and self.status is not Status.INTERRUPTED
         if not (wanted and self.fresh):
             return
+        self.display.note("drawing the figures")
         try:
             from kanpinn.plotting import plot_run
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict
 from functools import cache
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import h5py
 from pydantic import TypeAdapter, ValidationError
@@ -322,8 +322,9 @@ def _check_parts(content: RunContent) -> None:
 
 def _record(kind: type[Record], value: Any, path: str) -> Record:
     """A record of that type, each of its fields checked."""
+    adapter: TypeAdapter[Record] = _adapter(cast(Any, kind))
     try:
-        return _adapter(kind).validate_python(value)
+        return adapter.validate_python(value)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(place) for place in first["loc"])

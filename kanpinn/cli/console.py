@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import click
 
+WIDE = 110  # columns that all there is to say of a level takes
 PLAIN_WIDTH = 200  # where there is no terminal, lines are for other programs: never folded
 
 
@@ -18,9 +20,8 @@ def print_table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    width = None if sys.stdout.isatty() else PLAIN_WIDTH
-    console = Console(file=sys.stdout, highlight=False, width=width)
-    table = Table(box=None, pad_edge=False, show_header=any(headers))
+    console = Console(file=sys.stdout, highlight=False, width=_width())
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), show_header=any(headers))
     lines = list(rows)
     for k, header in enumerate(headers):
         cells = [line[k] for line in lines]
@@ -31,6 +32,10 @@ def print_table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         console.print(table)
     for text in printed.get().splitlines():
         click.echo(text.rstrip())  # rich fills up the last column
+
+
+def _width() -> int:
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else PLAIN_WIDTH
 
 
 def _numeric(cells: Sequence[str]) -> bool:
@@ -63,29 +68,23 @@ def short_path(path: Path) -> str:
 
 
 def print_levels(levels: Sequence[Mapping[str, Any]]) -> None:
-    """The table of a run's levels."""
-    headers = (
-        *("level", "intervals", "parameters", "points", "steps", "seconds"),
-        *("loss before", "and after refinement", "loss", "held-out", "rel. L2", "ended by"),
-    )
-    rows = [
-        (
-            str(level["level"]),
-            "/".join(map(str, level["n_intervals"])) or "-",
-            str(level["n_params"]),
-            str(level["n_points"]),
-            str(level["steps"]),
-            f"{level['wall_s']:.1f}",
-            number(level["loss_before_prolongation"]),
-            number(level["loss_after_prolongation"]),
-            number(level["loss"]),
-            number(level.get("heldout_residual")),
-            number(level["rel_l2"]),
-            str(level["stop_reason"] or "-"),
-        )
-        for level in levels
-    ]
-    print_table(headers, rows)
+    """The table of a run's levels; what a narrow terminal has no room for is left out."""
+    columns: dict[str, list[str]] = {
+        "level": [str(level["level"]) for level in levels],
+        "intervals": ["/".join(map(str, level["n_intervals"])) or "-" for level in levels],
+        "params": [str(level["n_params"]) for level in levels],
+        "points": [str(level["n_points"]) for level in levels],
+        "steps": [str(level["steps"]) for level in levels],
+        "sec.": [f"{level['wall_s']:.1f}" for level in levels],
+    }
+    numbers = {"loss": "loss", "held-out": "heldout_residual", "rel. L2": "rel_l2"}
+    if _width() >= WIDE:
+        before, after = "loss_before_prolongation", "loss_after_prolongation"
+        numbers = {"before": before, "after refinement": after, **numbers}
+    for header, key in numbers.items():
+        columns[header] = [number(level.get(key), ".2e") for level in levels]
+    columns["ended by"] = [str(level["stop_reason"] or "-") for level in levels]
+    print_table(list(columns), list(zip(*columns.values(), strict=True)))
 
 
 def say(text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
     from kanpinn.problem import Problem
     from kanpinn.solution import Solution
+
+MOST_POINTS = 10**8
 
 TRUST = click.option(
     "--trust", is_flag=True, help="Import the user's file that defines the problem, if one does."
@@ -122,6 +125,8 @@ def _grid(solution: Solution, problem: Problem | None, text: str) -> NDArray[np.
     if not re.fullmatch(r"\d{1,6}(x\d{1,6})*", text):
         raise click.UsageError(f"--grid: found {text!r}, allowed: counts such as 201x201")
     shape = [int(count) for count in text.split("x")]
+    if math.prod(shape) > MOST_POINTS:
+        raise click.UsageError(f"--grid: {text} are more than {MOST_POINTS} points")
     names, bounds = solution.coordinates, solution.bounds
     lower, upper = zip(*(bounds[name] for name in names), strict=True)
     x, _ = Box(lower, upper, names).evaluation_grid(shape)

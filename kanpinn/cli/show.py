@@ -75,7 +75,8 @@ def _print_checkpoint(found: dict[str, Any]) -> None:
         "written by": ", ".join(f"{k} {v}" for k, v in versions.items() if v is not None),
         "commit": f"{commit}{' and changes' if origin.get('commit_modified') else ''}",
         "on": f"{origin.get('host')}, {origin.get('system')}",
-        "begun": str(origin.get("utc")),
+        "sessions": str(1 + len(origin.get("earlier") or [])),
+        "last session": f"begun {origin.get('utc')}",
     }
     print_pairs(pairs)
 

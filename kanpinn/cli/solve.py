@@ -142,7 +142,7 @@ def show_plan(prepared: Prepared, as_json: bool) -> None:
 
 
 def _print_plan(levels: list[LevelPlan]) -> None:
-    headers = ("level", "intervals", "parameters", "points", "steps", "MiB", "points by block")
+    headers = ("level", "intervals", "params", "points", "steps", "MiB", "points by block")
     rows = [
         (
             str(level.level),

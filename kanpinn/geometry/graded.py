@@ -32,7 +32,7 @@ class Graded(Region):
 
     def __init__(self, region: Region, axis: int, scale: float, at: float = 0.0) -> None:
         if not isinstance(region, Interior):
-            raise ProblemError(f"grading: {region.name!r} cannot be graded, allowed: a box's inside")
+            raise ProblemError(f"grading: {region.name!r} is graded, allowed: a box's inside")
         if not 0 <= axis < region.unit_dimension:
             raise ProblemError(f"grading: axis {axis}, allowed: 0 to {region.unit_dimension - 1}")
         self.region, self.axis, self.scale, self.at = region, axis, scale, at

@@ -39,16 +39,16 @@ class Display(Protocol):
         """Something to say beside that."""
 
 
-def describe(row: Mapping[str, Any]) -> str:
+def describe(row: Mapping[str, Any], digits: int = 3, between: str = "  ") -> str:
     """Loss, held-out residual, error where known, and seconds of a logged line."""
-    parts = [f"loss {_number(row['loss'])}", f"held-out {_number(row['heldout_residual'])}"]
+
+    def number(value: float | None) -> str:
+        return "-" if value is None else f"{value:.{digits}e}"
+
+    parts = [f"loss {number(row['loss'])}", f"held-out {number(row['heldout_residual'])}"]
     if row.get("rel_l2") is not None:
-        parts.append(f"rel_l2 {_number(row['rel_l2'])}")
-    return "  ".join([*parts, f"{row['wall_s']:.1f} s"])
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3e}"
+        parts.append(f"rel_l2 {number(row['rel_l2'])}")
+    return between.join([*parts, f"{row['wall_s']:.1f} s"])
 
 
 class Silent:
@@ -118,10 +118,11 @@ class Bars(Silent):
 
         self.progress = Progress(
             TextColumn("level {task.fields[level]}"),
-            BarColumn(bar_width=20),
-            TextColumn("{task.completed}/{task.total} steps"),
+            BarColumn(bar_width=None),  # what the words leave: they come to 72 columns
+            TextColumn("{task.completed}/{task.total}"),
             TextColumn("{task.fields[values]}"),
             console=Console(file=stream, highlight=False),
+            expand=True,
         )
         self.totals: dict[int, int] = {}
         self.tasks: dict[int, TaskID] = {}
@@ -155,7 +156,7 @@ class Bars(Silent):
     def row(self, row: Mapping[str, Any], record: LevelRecord) -> None:
         """Move the bar."""
         task = self.tasks[record.level]
-        self.progress.update(task, completed=record.steps, values=describe(row))
+        self.progress.update(task, completed=record.steps, values=describe(row, 1, " "))
 
     def note(self, text: str) -> None:
         """Print above the bars."""

@@ -7,12 +7,13 @@ written over; a run is only continued in its own folder, by one process at a tim
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -171,10 +172,12 @@ class RunFolder:
             self.check_free()
             raise RunFolderError(f"{self.path}: a file is in the way of this folder") from None
         except OSError as error:
-            reason = error.strerror or type(error).__name__
-            raise RunFolderError(
-                f"{self.path}: cannot be written ({reason}); choose another folder"
-            ) from error
+            raise _unwritable(self.path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> RunFolderError:
+    reason = error.strerror or type(error).__name__
+    return RunFolderError(f"{path}: cannot be written ({reason}); choose another folder")
 
 
 def timestamp(moment: datetime | None = None) -> str:
@@ -182,11 +185,23 @@ def timestamp(moment: datetime | None = None) -> str:
     return (moment or datetime.now(UTC)).strftime("%Y%m%dT%H%M%SZ")
 
 
-def free_folder(runs: Path, moment: datetime | None = None) -> RunFolder:
-    """A folder of this moment that does not exist yet, under ``runs``."""
+def new_folder(runs: Path, moment: datetime | None = None) -> RunFolder:
+    """A new, empty folder of this moment under ``runs``; of runs begun at once each gets its own.
+
+    Raises:
+        RunFolderError: if it cannot be created.
+    """
     name = timestamp(moment)
-    names = [name, *(f"{name}-{count}" for count in range(2, 1000))]
-    return next(RunFolder(runs / n) for n in names if not (runs / n).exists())
+    for count in itertools.count(1):
+        folder = RunFolder(runs / (name if count == 1 else f"{name}-{count}"))
+        try:
+            folder.path.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise _unwritable(folder.path, error) from error
+        return folder
+    raise AssertionError("numbers do not end")
 
 
 def run_folders(runs: Path) -> list[RunFolder]:
@@ -216,12 +231,13 @@ class RunWriter:
     def __init__(self, folder: RunFolder) -> None:
         self.folder = folder
         try:
-            self._log = folder.log.open("a", encoding="utf-8")
-            _lock(self._log, folder.path)
-            self._metrics = folder.metrics.open("a", encoding="utf-8")
+            with ExitStack() as opened:
+                self._log = opened.enter_context(folder.log.open("a", encoding="utf-8"))
+                _lock(self._log, folder.path)
+                self._metrics = opened.enter_context(folder.metrics.open("a", encoding="utf-8"))
+                opened.pop_all()  # all is well: the files stay open
         except OSError as error:
-            reason = error.strerror or type(error).__name__
-            raise RunFolderError(f"{folder.path}: cannot be written ({reason})") from error
+            raise _unwritable(folder.path, error) from error
 
     def __enter__(self) -> Self:
         return self
@@ -270,7 +286,6 @@ def _lock(file: TextIO, path: Path) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        file.close()
         raise RunFolderError(f"{path}: another process is at work on this run") from None
     except OSError:  # a file system without locks: the run goes on without this guard
         return

@@ -44,7 +44,9 @@ class JetSpec:
     def __post_init__(self) -> None:
         known = set(self.indices)
         if any(len(index) != self.n_directions for index in known):
-            raise ProblemError(f"jet indices {self.indices} do not fit {self.n_directions} directions")
+            raise ProblemError(
+                f"jet indices {self.indices} do not fit {self.n_directions} directions"
+            )
         if len(known) < len(self.indices):
             raise ProblemError(f"jet indices {self.indices} are repeated")
         if not self.indices or any(self.indices[0]):

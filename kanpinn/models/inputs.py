@@ -160,6 +160,11 @@ class Inputs:
                 )
             if isinstance(entry, Formula):
                 Expression.parse(entry.formula, self.names)
+                if not entry.range[0] < entry.range[1]:
+                    raise ConfigError(
+                        f"model.inputs: range of {entry.formula!r}: found {list(entry.range)}, "
+                        "allowed: two numbers, the lower first"
+                    )
 
     @classmethod
     def coordinates(cls, names: Sequence[str], bounds: Sequence[tuple[float, float]]) -> Inputs:

@@ -43,8 +43,7 @@ class NetworkOptions:
         """
         if self.widths is None:
             return (n_inputs, *(self.width,) * self.hidden_layers, n_outputs)
-        found = (self.widths[0], self.widths[-1])
-        if len(self.widths) < 2 or found != (n_inputs, n_outputs):
+        if len(self.widths) < 2 or (self.widths[0], self.widths[-1]) != (n_inputs, n_outputs):
             raise ConfigError(
                 f"model.widths: found {list(self.widths)}; the problem needs {n_inputs} input "
                 f"channels first and {n_outputs} outputs last"

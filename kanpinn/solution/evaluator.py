@@ -123,7 +123,7 @@ class Evaluator:
         if outside == "error":
             self.box.check(x)
             return
-        shape = getattr(x, "shape", ())
+        shape: tuple[int, ...] = getattr(x, "shape", ())
         fitting = len(shape) == 2 and shape[1] == len(self.box.names)
         self.box.check(x[:0] if fitting else x)  # no points: type and shape alone
         for rows in self._chunks(len(x), JetSpec.value_only(len(self.box.names))):

@@ -14,7 +14,7 @@ from kanpinn.geometry import Points
 from kanpinn.problem import Problem
 from kanpinn.residuals import ResidualBlock, System
 from kanpinn.sampling import SamplingOptions, held_out, sample, seen, stream
-from kanpinn.training.objective import BlockData, mean_square
+from kanpinn.training.objective import BlockData, mean_loss, mean_square
 
 EVALUATION_CHUNK = 8192
 
@@ -35,11 +35,13 @@ class HeldOut:
         equation, weights, total = 0.0, 0, 0.0
         for data in self.data:
             value = float(mean_square(data, system))
-            total += data.block.weight * value
+            general = not data.block.is_least_squares
+            total += data.block.weight * (float(mean_loss(data, system)) if general else value)
             if data.block.equation:
                 equation += value
                 weights += 1
-        return math.sqrt(equation / max(weights, 1)), math.sqrt(total)
+        score = math.copysign(math.sqrt(abs(total)), total)  # a general loss may be negative
+        return math.sqrt(equation / max(weights, 1)), score
 
 
 def held_out_data(
@@ -93,6 +95,7 @@ class ReferenceErrors:
     def __init__(self, problem: Problem, trained: Sequence[Points], like: Tensor) -> None:
         x = problem.evaluation_points()
         values = problem.reference(x.numpy())
+        self.fields = tuple(problem.fields)
         self.available = values is not None
         if values is None:
             return
@@ -106,17 +109,17 @@ class ReferenceErrors:
         """Relative L2 and maximum error, or ``None`` without a reference."""
         if not self.available:
             return None
-        difference = predict(system, self.x).double() - self.exact
+        difference = predict(system, self.x, self.fields).double() - self.exact
         scale = float(self.exact.norm())
         rel = float(difference.norm()) / (scale or 1.0)
         return Errors(rel, float(difference.abs().max()))
 
 
-def predict(system: System, x: Tensor) -> Tensor:
-    """All fields ``(n, n_fields)`` at points ``(n, d)``, in chunks, without gradient."""
+def predict(system: System, x: Tensor, fields: Sequence[str] | None = None) -> Tensor:
+    """Fields ``(n, n_fields)`` at points ``(n, d)``, in chunks, without gradient.
+
+    Those named by ``fields``, in that order; all of them, network after network, by default.
+    """
     with torch.no_grad():
-        rows = [
-            torch.cat([part(piece) for part in system.parts.values()], -1)
-            for piece in x.split(EVALUATION_CHUNK)
-        ]
+        rows = [system.values(piece, fields) for piece in x.split(EVALUATION_CHUNK)]
     return torch.cat(rows)

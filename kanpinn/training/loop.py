@@ -61,7 +61,8 @@ class Trainer:
         context: networks, points.
         state: the run's state; changed in place.
         observer: told of every logged line.
-        started: clock reading at which ``state.elapsed`` was zero.
+        started: reading of the clock when the level's set-up began; now by default.
+        clock: seconds.
     """
 
     def __init__(
@@ -70,12 +71,14 @@ class Trainer:
         context: LevelContext,
         state: RunState,
         observer: Observer,
+        started: float | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.options, self.context, self.state = options, context, state
         self.observer, self.clock = observer, clock
-        self._start = clock() - state.elapsed
-        self._level_start = self._start + state.elapsed - state.current.record.wall_s
+        started = clock() if started is None else started
+        self._start = started - state.elapsed
+        self._level_start = started - state.current.record.wall_s
 
     def run(self) -> StopReason:
         """Run the level's remaining phases; the reason is that of the last one."""
@@ -148,7 +151,7 @@ class Trainer:
         state, options = self.state, self.options
         due = state.total_steps % options.log_every == 0
         interrupted = self.observer.stop_requested()
-        if due or result.stop is not None or interrupted:
+        if due or result.stop is not None:
             row = self._log(float(result.loss), optimiser=optimiser)
             if not math.isfinite(row["loss"]):
                 return StopReason.NON_FINITE
@@ -174,15 +177,23 @@ class Trainer:
     def _log(
         self, loss: float, note: str | None = None, optimiser: Optimiser | None = None
     ) -> dict[str, Any]:
-        """Evaluate held-out residual and error, keep the best iterate, add a line of history."""
+        """Evaluate, keep the best iterate, add a line of history."""
         state, level = self.state, self.state.current
+        row = self._row(loss, note, optimiser)
+        if row["heldout_score"] < level.best_score:
+            level.best, level.best_score = snapshot(self.context.system), row["heldout_score"]
+            level.best_step = state.total_steps
+        state.history.append(row)
+        self.observer.on_log(row, state)
+        return row
+
+    def _row(self, loss: float, note: str | None, optimiser: Optimiser | None) -> dict[str, Any]:
+        """Held-out residual and error of the current iterate; changes nothing but the clock."""
+        state = self.state
         residual, score = self.context.held_out.evaluate(self.context.system)
         errors = self.context.errors.evaluate(self.context.system)
-        if score < level.best_score:
-            level.best, level.best_score = snapshot(self.context.system), score
-            level.best_step = state.total_steps
         row = {
-            "level": level.record.level,
+            "level": state.current.record.level,
             "phase": optimiser.options.optimiser if optimiser else note,
             "step": state.total_steps,
             "evaluations": sum(entry.record.evaluations for entry in state.levels),
@@ -195,8 +206,6 @@ class Trainer:
         }
         for name, value in self.context.system.scalars.items():
             row[f"scalar.{name}"] = float(value.detach())
-        state.history.append(row)
-        self.observer.on_log(row, state)
         return row
 
     def _target_met(self, row: dict[str, Any]) -> bool:
@@ -245,7 +254,9 @@ class Trainer:
             for rows, size in seen:
                 share = size / largest.clamp_min(torch.finfo(size.dtype).tiny)
                 weights[rows] = options.decay * weights[rows] + options.rate * share
-            self.state.attention[name] = weights
+            # A non-finite residual must not outlive the step that met it.
+            old = self.state.attention[name]
+            self.state.attention[name] = torch.where(torch.isfinite(largest), weights, old)
 
     def _elapsed(self) -> float:
         now = self.clock()
@@ -254,9 +265,15 @@ class Trainer:
         return self.state.elapsed
 
     def _close(self, reason: StopReason) -> None:
-        """Complete the level's record."""
+        """Complete the level's record.
+
+        An interruption leaves no line and no best iterate of its own: the run that goes on is then
+        the same as one that never stopped.
+        """
         record, last = self.state.current.record, self.state.history[-1]
-        if last["step"] != self.state.total_steps:
+        if reason is StopReason.INTERRUPTED:
+            last = self._row(self._loss(), "interrupted", None)
+        elif last["step"] != self.state.total_steps:
             last = self._log(self._loss(), note="end")
         record.loss, record.heldout_residual = last["loss"], last["heldout_residual"]
         record.rel_l2, record.stop_reason = last["rel_l2"], reason.value

@@ -6,15 +6,17 @@ fine to coarse by the transpose of the prolongation, and no way of carrying them
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 
 import torch
 
-from kanpinn.errors import ConfigError
+from kanpinn.errors import ConfigError, ProblemError
 from kanpinn.geometry import Points
 from kanpinn.models import KnotNetwork, ModelOptions
-from kanpinn.optimisers import StopReason
+from kanpinn.optimisers import StopReason, build_optimiser
 from kanpinn.problem import Problem, build_system
 from kanpinn.residuals import ResidualBlock, System, required_jets
 from kanpinn.sampling import SamplingOptions, sample, sample_graded, stream
@@ -70,11 +72,13 @@ class MultilevelRun:
         self.observer = observer or NullObserver()
         self.state = state or RunState()
         self.blocks = problem.blocks()
+        check_blocks(self.blocks, options.training)
         coarse = self._initial_system(())
         self.hierarchy: Hierarchy = build_hierarchy(coarse, options.training)
         check_smoothness(coarse, self.blocks)
         for phase in options.training.phases:
-            ParameterPack(coarse, phase.train)
+            pack = ParameterPack(coarse, phase.train)
+            build_optimiser(phase).init(pack.read(), pack.layout, 1)  # refuses what does not fit
 
     def run(self) -> RunState:
         """Train all (remaining) levels; the state tells why it ended."""
@@ -83,8 +87,9 @@ class MultilevelRun:
         for level in active:
             if level.index in begun and level.index != self.state.current.record.level:
                 continue
+            started = time.perf_counter()
             context = self._begin(level, resumed=level.index in begun)
-            trainer = Trainer(self.options.training, context, self.state, self.observer)
+            trainer = Trainer(self.options.training, context, self.state, self.observer, started)
             reason = trainer.run()
             if reason in (
                 StopReason.INTERRUPTED,
@@ -188,6 +193,25 @@ class MultilevelRun:
 def _loss(system: System, data: Sequence[BlockData]) -> float:
     pack = ParameterPack(system)
     return float(SystemObjective(system, pack, data).loss(pack.read()))
+
+
+def check_blocks(blocks: Sequence[ResidualBlock], training: TrainingOptions) -> None:
+    """Refuse blocks of the same name, and attention to blocks there are not.
+
+    Raises:
+        ProblemError: if two blocks have the same name, which tells their points apart.
+        ConfigError: if a pattern of the attention matches no block.
+    """
+    names = [block.name for block in blocks]
+    repeated = {name for name in names if names.count(name) > 1}
+    if repeated:
+        raise ProblemError(f"two residual blocks are called {sorted(repeated)[0]!r}")
+    for pattern in training.attention.blocks if training.attention else ():
+        if not any(fnmatch(name, pattern) for name in names):
+            raise ConfigError(
+                f"training.attention.blocks: {pattern!r} matches no block; there are "
+                f"{', '.join(names)}"
+            )
 
 
 def check_smoothness(system: System, blocks: Sequence[ResidualBlock]) -> None:

@@ -239,9 +239,18 @@ def residual_rows(data: BlockData, system: System) -> Tensor:
 
 def mean_square(data: BlockData, system: System) -> Tensor:
     """Mean square of a block's rows, summed over chunks in the fixed tree, 0-d."""
+    return _mean(data, system, torch.square)
+
+
+def mean_loss(data: BlockData, system: System) -> Tensor:
+    """Mean of a block's own loss, summed over chunks in the fixed tree, 0-d."""
+    return _mean(data, system, data.block.loss or torch.square)
+
+
+def _mean(data: BlockData, system: System, function: Callable[[Tensor], Tensor]) -> Tensor:
     with torch.no_grad():
         parts = (
-            evaluate_rows(data.block, system, c.points, c.prepared).square() for c in data.chunks
+            function(evaluate_rows(data.block, system, c.points, c.prepared)) for c in data.chunks
         )
         total, count = tree_sum([part.sum(), part.new_tensor(part.numel())] for part in parts)
     return total / count
