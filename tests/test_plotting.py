@@ -443,14 +443,14 @@ def test_regression_figures_speak_of_prediction_and_function() -> None:
 
 # --- files and settings --------------------------------------------------------------------------
 def test_files_that_cannot_be_written(tmp_path: Path) -> None:
-    figure = plot_convergence(history())
+    figure = plot_fields(FieldSection({"x": LINE}, {"u": LINE}))
     (tmp_path / "file").write_text("kept")
     with pytest.raises(RunFolderError, match=r"file.*cannot be written"):
-        save_figure(figure, tmp_path / "file", "convergence")
+        save_figure(figure, tmp_path / "file", "fields")
     assert (tmp_path / "file").read_text() == "kept"
     with pytest.raises(ConfigError, match="'svg'; allowed: png, pdf"):
-        save_figure(figure, tmp_path, "convergence", "svg")  # type: ignore[arg-type]
-    assert not list(tmp_path.glob("convergence*"))
+        save_figure(figure, tmp_path, "fields", "svg")  # type: ignore[arg-type]
+    assert not list(tmp_path.glob("fields*"))
     assert save_figure(figure, tmp_path / "a" / "b", "c") == tmp_path / "a" / "b" / "c.png"
 
 

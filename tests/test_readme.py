@@ -4,7 +4,7 @@ A page is followed from top to bottom in a folder of its own, with nothing there
 configs. Blocks of Python and commands of kanpinn are executed as they stand. Runs of shipped
 configs are cut to a few steps on few points (``SHORT``), once the command as printed has been found
 valid; runs of configs that a page writes itself are not. Commands draw no figures, but for
-``plot``. Other commands, which install things, are only looked at.
+``plot``. Of make it is only looked up that it has such a target.
 """
 
 from __future__ import annotations
@@ -74,12 +74,9 @@ def blocks(page: str) -> list[Block]:
 
 
 def commands(block: Block) -> Iterator[list[str]]:
-    """The commands of a block as words, without leading assignments to the environment."""
+    """The commands of a block as words."""
     for line in block.text.replace("\\\n", " ").splitlines():
-        words = shlex.split(line, comments=True)
-        while words and re.match(r"[A-Z_]+=", words[0]):
-            words.pop(0)
-        if words:
+        if words := shlex.split(line, comments=True):
             yield words
 
 
@@ -120,14 +117,11 @@ class Reader:
             assert expected in lines, f"{block.where}: {expected!r} was not printed"
 
     def obey(self, block: Block, words: list[str]) -> None:
-        match words[0], words[1]:
-            case "kanpinn", _:
-                result = self.call(words[1:])
-                self.check(result, words, block.where)
-            case "make", target:
+        match words:
+            case ["kanpinn", *arguments]:
+                self.check(self.call(arguments), words, block.where)
+            case ["make", target]:
                 assert re.search(rf"^{target}:", read("Makefile"), re.MULTILINE), block.where
-            case "pip", "install":
-                assert words[2:] == ["-e", "."], block.where
             case _:
                 pytest.fail(f"{block.where}: {words[0]} is not tested")
 
@@ -149,6 +143,7 @@ class Reader:
             assert "there is no CUDA device" in result.stderr
             return
         assert result.exit_code == 0, f"{where}: {shlex.join(words)}: {result.output}"
+        assert ("--resume" in words) == ("continued from step" in result.stderr), where
 
 
 def is_override(argument: str) -> bool:
@@ -228,7 +223,7 @@ def test_commands_in_the_text_exist(page: str) -> None:
     for span in re.findall(r"`(kanpinn [^`]+)`", text):
         words = shlex.split(span)
         name, arguments = words[1], words[2:]
-        command = main.get_command(main.make_context("kanpinn", ["list"]), name)  # type: ignore[attr-defined]
+        command = main.get_command(main.make_context("kanpinn", ["list"]), name)
         assert command is not None, f"{page}: {span}"
         known = {"--help", *(o for parameter in command.params for o in parameter.opts)}
         assert {a for a in arguments if a.startswith("-")} <= known, f"{page}: {span}"
