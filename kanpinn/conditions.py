@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from kanpinn.ansatz import FaceValue
-from kanpinn.errors import ProblemError
+from kanpinn.errors import ExpressionError, ProblemError
 from kanpinn.expressions import Expression
 from kanpinn.geometry import Box, Domain
 from kanpinn.models.inputs import Periodic as PeriodicInput
@@ -131,6 +131,10 @@ class Dirichlet(Condition):
                 f"{self.label}: an exact condition needs faces: boundary, initial, "
                 f"{', '.join(named)}"
             )
+        try:
+            Expression.parse(self.value, domain.names)
+        except ExpressionError as error:
+            raise ProblemError(f"{self.label}: {error}") from error
         return [FaceValue(axis, side, str(self.value)) for axis, side in sides]
 
 

@@ -109,6 +109,29 @@ class Problem(ABC):
         """Further figures of merit of a solution; ``predict`` maps ``(n, d)`` to ``(n, m)``."""
         return {}
 
+    def check(self) -> None:
+        """Refuse a definition that lacks what every problem needs.
+
+        Raises:
+            ProblemError: naming the class and what is missing or unusable.
+        """
+        name = type(self).__name__
+        domain = getattr(self, "domain", None)
+        if not isinstance(domain, Domain):
+            found = "none" if domain is None else type(domain).__name__
+            raise ProblemError(f"{name}.domain: found {found}, allowed: a Box or another Domain")
+        for condition in self.conditions:
+            if not isinstance(condition, Condition):
+                raise ProblemError(
+                    f"{name}.conditions: found {type(condition).__name__}, allowed: conditions "
+                    "such as Dirichlet(...)"
+                )
+            if condition.field not in self.fields:
+                raise ProblemError(
+                    f"{name}: {condition.label}: no such field; fields: {', '.join(self.fields)}"
+                )
+        self.network_fields()
+
     # --- what the solver derives from the above -----------------------------------------------
     @property
     def coordinates(self) -> Coordinates:

@@ -7,8 +7,10 @@ found by running it once on recording fields; no list has to be kept in step wit
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -305,7 +307,12 @@ def required_jets(block: ResidualBlock, system: System) -> dict[str, JetSpec]:
             f"residual {block.name!r} mixes its points: it returns (n, n) for n points, where "
             "(n,), or (n, m) for m equations, is allowed; did (n, 1) meet (n,)?"
         )
-    return {name: _closure(which, system.coordinates) for name, which in wanted.items() if which}
+    jets = {name: _closure(which, system.coordinates) for name, which in wanted.items() if which}
+    if not jets:
+        raise ProblemError(
+            f"residual {block.name!r} uses none of the fields {', '.join(system.field_names)}"
+        )
+    return jets
 
 
 Wanted = dict[str, set[tuple[int, ...] | str]]
@@ -339,6 +346,9 @@ def _call(block: ResidualBlock, sites: Sequence[Site]) -> Any:
         reason = str(error).partition("\n")[0]
         if not isinstance(error, AttributeError):
             reason = f"{type(error).__name__}: {reason}"
+        frames = traceback.extract_tb(error.__traceback__)[1:]
+        if frames:  # the first line outside this module is the user's
+            reason += f" ({Path(frames[0].filename).name}, line {frames[0].lineno})"
         raise ProblemError(f"residual {block.name!r} fails: {reason}") from error
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -37,6 +38,7 @@ from kanpinn.training import (
 )
 from kanpinn.training.evaluation import predict
 from kanpinn.training.hierarchy import Refinement, refine_system
+from kanpinn.training.objective import residual_rows
 
 SAMPLING = SamplingOptions(interior=24, boundary=4, held_out=20)
 MODEL = KANOptions(width=2, order=4, intervals=2)
@@ -81,11 +83,11 @@ def options(
     return RunOptions(model, TrainingOptions(phases=tuple(phases), **settings), sampling, seed)
 
 
-def lbfgs(steps: int | tuple[int, ...] = 4, **more: Any) -> LBFGSPhase:
+def lbfgs(steps: int | tuple[int, ...] = 4, **more: Any) -> Phase:
     return LBFGSPhase(steps=steps, **more)
 
 
-def adam(steps: int | tuple[int, ...] = 4, **more: Any) -> AdamPhase:
+def adam(steps: int | tuple[int, ...] = 4, **more: Any) -> Phase:
     return AdamPhase(steps=steps, **{"learning_rate": 1e-2, **more})
 
 
@@ -179,7 +181,7 @@ BAD_TRAINING: dict[str, tuple[ModelOptions, dict[str, Any], str]] = {
     "flags": (MODEL, {"levels": 2, "refine_layers": (True,)}, "found 1 entries, the network has 2"),
     "layers": (MODEL, {"levels": 2, "refine": ((4, 4, 4),)}, "training.refine[0]: found 3 entries"),
     "refinements": (MODEL, {"levels": 2, "refine": (4, 8)}, "found 2 refinements, 2 levels need 1"),
-    "steps": (MODEL, {"levels": 3, "phases": (lbfgs((1, 2)),)}, "phases[0].steps: found 2 entries"),
+    "steps": (MODEL, {"levels": 3, "phases": (lbfgs(()),)}, "phases.0.steps: found an empty list"),
     "nothing": (MODEL, {"levels": 2, "phases": (lbfgs((0, 0)),)}, "all steps are 0"),
     "no phase": (MODEL, {"phases": ()}, "training.phases: empty"),
     "groups": (MODEL, {"phases": (lbfgs(train=("knots",)),)}, "'knots' matches no parameter group"),
@@ -358,7 +360,7 @@ def test_networks_and_scalars_are_refined_together() -> None:
 
 @pytest.mark.parametrize("model", [MODEL, MODELS["multichannel"]])
 def test_least_squares_is_a_baseline_of_its_own(model: ModelOptions) -> None:
-    given = {"levels": 2, "refine": (5,)}
+    given: dict[str, Any] = {"levels": 2, "refine": (5,)}
     with pytest.raises(NestingError, match="do not nest"):
         run(Line(), options([lbfgs(2)], model, **given))
     state = run(Line(), options([lbfgs(2)], model, transfer="least_squares", **given))
@@ -422,22 +424,22 @@ RUNS: dict[str, tuple[type[Problem], RunOptions]] = {
     "adam with batches and attention": (
         Inverse,
         options(
-            [adam(6, batch=7)],
+            [adam(4, batch=7)],
             levels=2,
             attention=ATTENTION,
             sampling=GRADED,
         ),
     ),
-    "lbfgs": (Line, options([lbfgs(7)], levels=2)),
+    "lbfgs": (Line, options([lbfgs(5)], levels=2)),
     "both, free knots": (
-        Inverse,
-        options([adam((3, 2), batch=9), lbfgs(4)], replace(MODEL, knots="free"), levels=2),
+        Line,
+        options([adam((3, 2), batch=9), lbfgs(2)], replace(MODEL, knots="free"), levels=2),
     ),
     "attention kept by lbfgs": (
         Line,
-        options([adam(3), lbfgs(3), adam(2)], levels=2, attention=ATTENTION),
+        options([adam(2), lbfgs(2), adam(1)], levels=2, attention=ATTENTION),
     ),
-    "mlp": (Line, options([adam(4), lbfgs(4)], MLPOptions(width=4))),
+    "mlp": (Line, options([adam(3), lbfgs(3)], MLPOptions(width=4))),
 }
 
 
@@ -616,10 +618,20 @@ def test_target_ends_the_run(target: TargetOptions) -> None:
 
 
 def test_target_may_be_met_on_a_finer_level() -> None:
-    target = TargetOptions(rel_l2=3e-3)
-    state = run(Line(), options([lbfgs(30)], levels=3, target=target, log_every=1))
-    assert [e.record.stop_reason for e in state.levels][:-1] == ["steps"] * (len(state.levels) - 1)
-    assert state.current.record.stop_reason == "target" and len(state.levels) > 1
+    target = TargetOptions(loss=1e-6)
+    state = run(Line(), options([lbfgs(30)], levels=4, target=target, log_every=1))
+    reasons = [entry.record.stop_reason for entry in state.levels]
+    assert 1 < len(reasons) < 4
+    assert reasons == ["steps"] * (len(reasons) - 1) + ["target"]
+
+
+def test_target_met_by_the_last_step_of_a_level() -> None:
+    """Between two logged lines, but a finer level would be for nothing."""
+    first = run(Line(), options([lbfgs(7)], log_every=100))
+    target = TargetOptions(loss=first.history[-1]["loss"])
+    state = run(Line(), options([lbfgs(7)], levels=2, target=target, log_every=100))
+    assert state.current.record.stop_reason == "target"
+    assert len(state.levels) == 1 and state.total_steps == 7
 
 
 def test_time_limit_ends_the_run() -> None:
@@ -675,11 +687,11 @@ def test_attention_survives_a_non_finite_residual() -> None:
 def test_non_finite_for_good(phase: Callable[..., Phase], restarts: int) -> None:
     recorder = Recorder()
     problem = Poisoned(lambda n: n > 12)
-    chosen = options([phase(40)], levels=2, log_every=1, max_restarts=restarts)
+    chosen = options([phase(40)], levels=3, log_every=1, max_restarts=restarts)
     state = run(problem, chosen, recorder)
     assert state.current.record.stop_reason == "non_finite"
     assert state.restarts == restarts
-    assert len(state.levels) == 1 and state.finished
+    assert len(state.levels) < 3 and state.finished
     best = state.current.best_system()
     assert all(p.isfinite().all() for p in best.parameters())
     assert math.isfinite(state.current.best_score)
@@ -713,8 +725,6 @@ def test_attention_weights_follow_their_rule() -> None:
     state = before.run()
     (weights,) = state.attention.values()
     context = before._context(before.hierarchy.levels[0], system_of(Line(), MODEL))
-    from kanpinn.training.objective import residual_rows
-
     size = residual_rows(context.data[0], system_of(Line(), MODEL)).abs()[:, 0]
     torch.testing.assert_close(weights, 0.9 * 0.5 + 0.1 * size / size.max(), rtol=1e-12, atol=0)
 
@@ -765,3 +775,44 @@ def test_given_points_of_a_block() -> None:
 def test_stop_reasons_are_those_of_the_optimisers() -> None:
     assert {"steps", "target", "time", "interrupted", "non_finite"} <= {r.value for r in StopReason}
     assert issubclass(NestingError, KanpinnError)
+
+
+# --- steps, targets, definitions ---
+def test_a_short_list_of_steps_goes_on_with_its_last_entry_and_a_long_one_is_cut() -> None:
+    phase = lbfgs((3, 2))
+    assert [phase.steps_on(level) for level in range(4)] == [3, 2, 2, 2]
+    one_level = run(Line(), options([phase], levels=1))
+    assert one_level.total_steps == 3
+
+
+def test_the_iterate_that_meets_the_target_is_the_solution() -> None:
+    target = TargetOptions(loss=1e30)  # met by the first logged line
+    state = run(Line(), options([lbfgs(20)], target=target, log_every=5))
+    assert state.current.record.stop_reason == "target"
+    assert state.best_level is state.current and state.current.best_step == state.total_steps
+
+
+@pytest.mark.parametrize(
+    ("attributes", "message"),
+    [
+        ({"domain": None}, "domain: found none, allowed: a Box"),
+        ({"conditions": ("u = 0",)}, "conditions: found str, allowed: conditions such as"),
+        ({"conditions": (Dirichlet(field="v"),)}, "no such field; fields: u"),
+        ({"residual": lambda self, p: p.x}, "uses none of the fields u"),
+        ({"conditions": (Dirichlet(value="exq(x)", exact=True),)}, "exq"),
+    ],
+)
+def test_a_definition_that_lacks_something_is_refused(
+    attributes: dict[str, Any], message: str
+) -> None:
+    problem = type("Lacking", (Line,), attributes)()
+    with pytest.raises(ProblemError, match=re.escape(message)):
+        MultilevelRun(problem, options([lbfgs()]))
+
+
+def test_a_failing_residual_names_its_line() -> None:
+    def residual(p: Site) -> Tensor:
+        return p.u.xx + undefined  # type: ignore[name-defined]  # noqa: F821
+
+    with pytest.raises(ProblemError, match=r"undefined.*test_multilevel.py, line \d+"):
+        MultilevelRun(problem_with(residual), options([lbfgs()]))

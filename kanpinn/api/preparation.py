@@ -90,8 +90,16 @@ def _resolve(config: AnyConfig, overrides: Sequence[str]) -> RunConfig:
             return config
         return parse_config(to_dict(config), config.source, overrides=overrides)
     if isinstance(config, Mapping):
-        return parse_config(config, overrides=overrides)
+        return parse_config({"name": _name_of(config), **config}, overrides=overrides)
     return load_config(config, overrides)
+
+
+def _name_of(config: Mapping[str, Any]) -> str:
+    """A run name for a mapping: that of its problem."""
+    problem = config.get("problem")
+    named = problem.get("name") if isinstance(problem, Mapping) else problem
+    stem = str(named or "run").rpartition(":")[2]
+    return "".join(c for c in stem if c.isalnum() or c in "._+-").lstrip("._+-")[:100] or "run"
 
 
 def _check_transfers(run: MultilevelRun) -> None:

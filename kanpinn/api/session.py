@@ -26,6 +26,7 @@ from kanpinn.solution import Solution
 from kanpinn.training import RunState
 
 RUNS = Path("runs")
+SMALL_MODEL = 10_000  # parameters on the finest level: multiply-adds per point and jet component
 
 
 def solve(
@@ -64,7 +65,7 @@ def solve(
     """
     prepared = prepare(config, overrides, problem)
     display = display or Silent()
-    with _threads(prepared.config.threads), display, StopSignals() as signals:
+    with _threads(prepared), display, StopSignals() as signals:
         folder = _place(prepared, out, resume)
         with RunWriter(folder) as writer:
             session = _Session(prepared, folder, writer, display, resume)
@@ -89,9 +90,16 @@ def _place(prepared: Prepared, out: str | Path | None, resume: bool) -> RunFolde
 
 
 @contextmanager
-def _threads(number: int | None) -> Iterator[None]:
-    """PyTorch's threads while a run goes on; its own choice if no number is given."""
+def _threads(prepared: Prepared) -> Iterator[None]:
+    """PyTorch's threads while a run goes on.
+
+    Without a number in the config: one below ``SMALL_MODEL`` parameters, where the work of an
+    operation is not worth sharing (and waiting for a busy core costs most), else PyTorch's choice.
+    """
     before = torch.get_num_threads()
+    number = prepared.config.threads
+    if number is None and prepared.run.hierarchy.levels[-1].n_parameters < SMALL_MODEL:
+        number = 1
     if number is not None:
         torch.set_num_threads(number)
     try:

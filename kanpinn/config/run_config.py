@@ -64,10 +64,12 @@ class RunConfig:
         default_factory=TrainingOptions
     )
     seed: Annotated[int, Ge(0), "seed of everything that is random"] = 1234
-    device: Annotated[str, "auto (a GPU if there is one), cpu, cuda or cuda:INDEX"] = "auto"
+    device: Annotated[str, "cpu, cuda, cuda:INDEX, or auto: a GPU if there is one"] = "cpu"
     dtype: Annotated[Literal["float64", "float32"], "type of all numbers"] = "float64"
     threads: Annotated[
-        Annotated[int, Gt(0), Le(1024)] | None, "threads on the CPU; by default PyTorch's choice"
+        Annotated[int, Gt(0), Le(1024)] | None,
+        "threads on the CPU; by default one for models below 10,000 parameters on the finest "
+        "level, PyTorch's choice for larger ones",
     ] = None
     figures: Annotated[bool, "draw figures at the end of the run"] = True
     source: str = field(default="config", compare=False, metadata={"hidden": True})

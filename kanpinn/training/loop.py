@@ -93,8 +93,7 @@ class Trainer:
                 if reason not in PHASE_ENDS:
                     break
             state.phase, state.step, state.optimiser = state.phase + 1, 0, {}
-        self._close(reason)
-        return reason
+        return self._close(reason)
 
     def _run_phase(self, phase: Phase, steps: int) -> StopReason:
         pack = ParameterPack(self.context.system, phase.train)
@@ -155,7 +154,12 @@ class Trainer:
             row = self._log(float(result.loss), optimiser=optimiser)
             if not math.isfinite(row["loss"]):
                 return StopReason.NON_FINITE
-            if self._target_met(row):
+            if self._target_met(row):  # then this iterate is the solution, whatever its score
+                state.current.best = snapshot(self.context.system)
+                state.current.best_score, state.current.best_step = (
+                    row["heldout_score"],
+                    state.total_steps,
+                )
                 return StopReason.TARGET
         if result.stop is not None:
             return result.stop
@@ -264,8 +268,8 @@ class Trainer:
         self.state.current.record.wall_s = now - self._level_start
         return self.state.elapsed
 
-    def _close(self, reason: StopReason) -> None:
-        """Complete the level's record.
+    def _close(self, reason: StopReason) -> StopReason:
+        """Complete the level's record; the reason it ends for, the target if that is met now.
 
         An interruption leaves no line and no best iterate of its own: the run that goes on is then
         the same as one that never stopped.
@@ -275,6 +279,9 @@ class Trainer:
             last = self._row(self._loss(), "interrupted", None)
         elif last["step"] != self.state.total_steps:
             last = self._log(self._loss(), note="end")
+            if reason in (*PHASE_ENDS, StopReason.TIME) and self._target_met(last):
+                reason = StopReason.TARGET
         record.loss, record.heldout_residual = last["loss"], last["heldout_residual"]
         record.rel_l2, record.stop_reason = last["rel_l2"], reason.value
         self._elapsed()
+        return reason

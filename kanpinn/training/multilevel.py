@@ -71,6 +71,7 @@ class MultilevelRun:
         self.problem, self.options = problem, options
         self.observer = observer or NullObserver()
         self.state = state or RunState()
+        problem.check()
         self.blocks = problem.blocks()
         check_blocks(self.blocks, options.training)
         coarse = self._initial_system(())

@@ -19,7 +19,8 @@ class PhaseOptions:
 
     steps: Annotated[
         Steps | tuple[Steps, ...],
-        "optimiser steps on every level, or a list per level, coarsest first; 0 skips the level",
+        "optimiser steps on every level, or a list per level, coarsest first; 0 skips the level; "
+        "the last entry holds for all further levels, entries beyond the last level are not used",
     ] = 1000
     train: Annotated[
         tuple[str, ...],
@@ -28,7 +29,9 @@ class PhaseOptions:
 
     def steps_on(self, level: int) -> int:
         """Steps on one level."""
-        return self.steps if isinstance(self.steps, int) else self.steps[level]
+        if isinstance(self.steps, int):
+            return self.steps
+        return self.steps[min(level, len(self.steps) - 1)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,10 +123,10 @@ class TrainingOptions:
 
     def __post_init__(self) -> None:
         for number, phase in enumerate(self.phases):
-            if not isinstance(phase.steps, int) and len(phase.steps) != self.levels:
+            if not isinstance(phase.steps, int) and not phase.steps:
                 raise ConfigError(
-                    f"training.phases[{number}].steps: found {len(phase.steps)} entries, "
-                    f"training.levels is {self.levels}"
+                    f"training.phases.{number}.steps: found an empty list, allowed: a number, or "
+                    "one for every level"
                 )
         if not self.phases:
             raise ConfigError("training.phases: empty; at least one phase is needed")

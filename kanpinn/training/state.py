@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from kanpinn.optimisers import StopReason
 from kanpinn.residuals import System
 
 Parameters = dict[str, Tensor]
@@ -115,7 +116,12 @@ class RunState:
 
     @property
     def best_level(self) -> LevelState:
-        """The level with the best iterate by held-out residual; the finer one where equal."""
+        """The level with the best iterate by held-out residual; the finer one where equal.
+
+        A level that has met the target is the best: that is what the run was for.
+        """
+        if self.current.record.stop_reason == StopReason.TARGET.value:
+            return self.current
         return min(reversed(self.levels), key=lambda level: level.best_score)
 
 
