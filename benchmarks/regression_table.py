@@ -17,11 +17,11 @@ from pathlib import Path
 import kanpinn
 
 SCHEDULES = {
+    "multilevel": (32, 16, 8, 4),
     "coarse": (128, 0, 0, 0),
     "fine": (0, 0, 0, 16),
-    "multilevel": (32, 16, 8, 4),
 }
-ROWS = [(basis, schedule) for basis in ("multichannel", "kan") for schedule in SCHEDULES]
+ROWS = [(basis, schedule) for basis in ("kan", "multichannel") for schedule in SCHEDULES]
 
 
 def solve(basis: str, schedule: str, seed: int, iterations: int) -> tuple[float, int]:

@@ -617,3 +617,20 @@ def test_memory_grows_with_the_points() -> None:
     # Splines of order 4 on 4 intervals in two channels: 14 features; jets of 5 components.
     features = 10_000 * 14 * 5 * 8 / 2**20
     assert large - small == pytest.approx(features, rel=0.5)
+
+
+@pytest.mark.parametrize("value", ["1/x", float("nan")])
+def test_a_condition_that_is_not_finite_is_refused_before_anything_is_written(
+    value: str | float, tmp_path: Path
+) -> None:
+    class Flat(kanpinn.Problem):
+        domain = kanpinn.Box((0.0,), (1.0,), names=("x",))
+        conditions = (kanpinn.Dirichlet(value=value),)
+
+        def residual(self, p: kanpinn.Site) -> Any:
+            return p.u.xx
+
+    with pytest.raises(ProblemError, match=r"not finite") as caught:
+        kanpinn.solve({"model": {"order": 4}}, problem=Flat, out=tmp_path / "run")
+    assert caught.value.exit_code == 2
+    assert not (tmp_path / "run").exists()

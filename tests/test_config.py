@@ -231,7 +231,10 @@ WRONG = [
     ("model.width=1" + "0" * 30, "model.width: found an integer beyond 2^63, allowed: an integer"),
     ("model.order=1", "model.order: found 1, allowed: an integer from 2 to 8 or a list (each: an"),
     ("model.order=[6, 9]", "model.order.1: found 9, allowed: an integer from 2 to 8"),
-    ("model.intervals=0", "model.intervals: found 0, allowed: an integer of at least 1 or a list"),
+    (
+        "model.intervals=0",
+        "model.intervals: found 0, allowed: an integer from 1 to 10000 or a list",
+    ),
     ("model.knot_floor=.nan", "model.knot_floor: found .nan, allowed: a number above 0 and of at"),
     ("model.knot_floor=0", "model.knot_floor: found 0, allowed: a number above 0 and of at most 0"),
     ("model.knot_floor=-.inf", "model.knot_floor: found -.inf, allowed: a number above 0 and of a"),

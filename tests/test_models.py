@@ -517,7 +517,7 @@ def mean_squares(network: Network, x: Tensor) -> list[float]:
     return found
 
 
-@pytest.mark.parametrize("depth", range(1, 9))
+@pytest.mark.parametrize("depth", [1, 2, 8])  # all layers of each are looked at
 @pytest.mark.parametrize("squash", ["tanh", "none"])
 @pytest.mark.parametrize(("order", "intervals"), [(2, 4), (4, 4), (4, 32), (6, 8), (8, 4)])
 def test_variance_survives_depth(squash: str, order: int, intervals: int, depth: int) -> None:

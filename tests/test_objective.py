@@ -253,7 +253,7 @@ def test_threads_change_no_loss_and_no_digit_of_a_gradient(
     The loss is the same bit for bit. For a few shapes the library of matrix products cuts its own
     long sums by the number of threads, which moves a gradient's last bit.
     """
-    system, blocks = make(options, Diffusion(), n=1200)
+    system, blocks = make(options, Diffusion(), n=600)
     objective, theta = objective_of(system, blocks, chunk)
     found = []
     for n in (1, 2, 3):

@@ -29,6 +29,7 @@ from kanpinn.registry import GROUP, build_problem, problem_source
 from kanpinn.sampling import sample_graded, stream
 from kanpinn.training import MultilevelRun
 from kanpinn.training.hierarchy import refine_system
+from kanpinn.training.objective import BlockData, residual_rows
 
 AnyConfig = str | Path | Mapping[str, Any] | RunConfig
 AnyProblem = Problem | type[Problem]
@@ -117,10 +118,29 @@ def _check_transfers(run: MultilevelRun) -> None:
 
 
 def _check_points(run: MultilevelRun) -> None:
-    """Draw a few points of every block: what sampling refuses shows before any training."""
-    names, sampling = run.problem.domain.names, run.options.sampling
+    """Evaluate every block at a few points: what cannot be evaluated shows before any training.
+
+    Raises:
+        ProblemError: if a residual is not finite there.
+    """
+    names, sampling, options = run.problem.domain.names, run.options.sampling, run.options
+    generator = torch.Generator().manual_seed(options.seed)
+    system = build_system(run.problem, options.model, generator)
     for block in run.blocks:
-        sample_graded(block.region, TRIAL_POINTS, sampling, names, stream(run.options.seed))
+        points = sample_graded(block.region, TRIAL_POINTS, sampling, names, stream(options.seed))
+        points = tuple(
+            site.rows(slice(TRIAL_POINTS // block.group * block.group)) for site in points
+        )
+        if not len(points[0]):
+            continue
+        rows = residual_rows(BlockData(block, points, system), system)
+        if not bool(torch.isfinite(rows).all()):
+            row = int((~torch.isfinite(rows)).any(1).nonzero()[0])
+            at = ", ".join(f"{value:g}" for value in points[0].x[row * block.group].tolist())
+            raise ProblemError(
+                f"residual {block.name!r} is not finite at ({at}) for the initial network: look "
+                "for NaN values, divisions by zero and roots of negative numbers"
+            )
 
 
 def _check_reference(problem: Problem) -> None:

@@ -69,7 +69,7 @@ def evaluate(
     if points is not None:
         x = read_points(points, solution.coordinates)
         if problem is not None:
-            problem.domain.check(x)
+            _check_inside(problem, x, points)
     else:
         x = _grid(solution, problem, grid or "")
     columns, errors = _table(solution, problem, x)
@@ -102,6 +102,16 @@ def plot(run: Path, out: Path | None, trust: bool) -> int:
     for path in plot_run(solution, known_problem(solution, trust), folder):
         click.echo(str(path))
     return 0
+
+
+def _check_inside(problem: Problem, x: NDArray[np.float64], file: Path) -> None:
+    """Refuse points outside the domain, naming their file."""
+    from kanpinn.errors import DomainError
+
+    try:
+        problem.domain.check(x)
+    except DomainError as error:
+        raise DomainError(f"{file}: {error} (rows count from 0, after any header)") from error
 
 
 def known_problem(solution: Solution, trust: bool) -> Problem | None:
@@ -137,9 +147,12 @@ def _grid(solution: Solution, problem: Problem | None, text: str) -> NDArray[np.
 
 def _table(
     solution: Solution, problem: Problem | None, x: NDArray[np.float64]
-) -> tuple[dict[str, NDArray[np.float64]], dict[str, float]]:
+) -> tuple[dict[str, NDArray[np.float64]], dict[str, float | None]]:
     """The columns, and the errors of all fields together."""
     import numpy as np
+    import torch
+
+    from kanpinn.training.evaluation import relative_l2
 
     values = np.asarray(solution(x), dtype=np.float64)
     columns = {name: x[:, k] for k, name in enumerate(solution.coordinates)}
@@ -151,6 +164,5 @@ def _table(
     difference = values - exact
     columns |= {f"{name}_reference": exact[:, k] for k, name in enumerate(solution.fields)}
     columns |= {f"{name}_error": difference[:, k] for k, name in enumerate(solution.fields)}
-    scale = float(np.linalg.norm(exact)) or 1.0
-    errors = {"rel_l2": float(np.linalg.norm(difference)) / scale}
-    return columns, {**errors, "linf": float(np.abs(difference).max())}
+    rel_l2 = relative_l2(torch.from_numpy(difference), torch.from_numpy(exact))
+    return columns, {"rel_l2": rel_l2, "linf": float(np.abs(difference).max())}

@@ -17,6 +17,7 @@ from kanpinn.models.networks import KAN, KnotNetwork, MultichannelMLP, build_kno
 from kanpinn.splines import Knots
 
 PositiveInt = Annotated[int, Gt(0)]
+Intervals = Annotated[int, Gt(0), Le(10_000)]
 Order = Annotated[int, Ge(2), Le(8)]
 
 
@@ -60,7 +61,7 @@ class KnotNetworkOptions(NetworkOptions):
         "spline order r (degree r - 1), 2 to 8, one for all layers or one per layer",
     ] = 6
     intervals: Annotated[
-        PositiveInt | tuple[PositiveInt, ...],
+        Intervals | tuple[Intervals, ...],
         "knot intervals on the coarsest level, one for all layers or one per layer",
     ] = 4
     breakpoints: Annotated[

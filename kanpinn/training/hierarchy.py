@@ -13,6 +13,8 @@ from kanpinn.residuals import System
 from kanpinn.splines import Knots
 from kanpinn.training.options import LayerKnots, TrainingOptions
 
+MOST_INTERVALS = 10_000  # that a list of refinements may ask for
+
 
 @dataclass(frozen=True)
 class Refinement:
@@ -43,6 +45,11 @@ def _refine(knots: Knots, rule: bool | LayerKnots, layer: int) -> Knots:
 
 def _subdivided(t: torch.Tensor, intervals: int, layer: int) -> torch.Tensor:
     """Every interval cut into equal parts, or, where that is not possible, equal spacing."""
+    if intervals > MOST_INTERVALS:
+        raise ConfigError(
+            f"training.refine: found {intervals} intervals in layer {layer}, allowed: at most "
+            f"{MOST_INTERVALS}"
+        )
     n = len(t) - 1
     if intervals % n:
         return torch.linspace(

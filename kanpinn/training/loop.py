@@ -23,7 +23,7 @@ from kanpinn.sampling import batch_indices
 from kanpinn.training.evaluation import HeldOut, ReferenceErrors
 from kanpinn.training.objective import BlockData, ParameterPack, SystemObjective
 from kanpinn.training.options import AdamPhase, Phase, TrainingOptions
-from kanpinn.training.state import Observer, RunState, snapshot
+from kanpinn.training.state import Observer, RunState, restore, snapshot
 
 # Reasons of an optimiser that end a phase but not the run.
 PHASE_ENDS = (
@@ -107,10 +107,13 @@ class Trainer:
             result = optimiser.step(theta, self.state.optimiser, objective, pack.layout)
             theta = result.theta
             self._accept(phase, pack, result, objective)
-            reason = self._after_step(optimiser, result)
+            reason = self._after_step(optimiser, result, objective.batch is not None)
             if reason is StopReason.NON_FINITE and self._restart():
                 theta, reason = pack.read(), None
-                self.state.optimiser = optimiser.init(theta, pack.layout, steps)
+                fresh = optimiser.init(theta, pack.layout, steps)
+                if "step" in fresh:  # the learning-rate schedule goes on where it was
+                    fresh["step"] = self.state.optimiser["step"]
+                self.state.optimiser = fresh
             if reason is not None:
                 return reason
         return StopReason.STEPS
@@ -145,22 +148,25 @@ class Trainer:
         for note in result.notes:
             self.observer.on_note(f"step {state.total_steps}: {note}")
 
-    def _after_step(self, optimiser: Optimiser, result: StepResult) -> StopReason | None:
+    def _after_step(
+        self, optimiser: Optimiser, result: StepResult, batched: bool
+    ) -> StopReason | None:
         """Log, check budgets and targets; the reason to stop, if there is one."""
         state, options = self.state, self.options
         due = state.total_steps % options.log_every == 0
         interrupted = self.observer.stop_requested()
         if due or result.stop is not None:
-            row = self._log(float(result.loss), optimiser=optimiser)
-            if not math.isfinite(row["loss"]):
+            # Logged is the whole objective at the iterate that is kept; an optimiser may know it
+            # at the start of its step alone, or for a mini-batch.
+            known = optimiser.loss_at == "end" and not batched
+            row = self._log(float(result.loss) if known else self._loss(), optimiser=optimiser)
+            # On the whole batch every step meets the same loss: one skipped is lost for good.
+            skipped = int(result.state.get("skipped_in_a_row", torch.tensor(0)))
+            least = options.log_every if batched else 1
+            if not math.isfinite(row["loss"]) or skipped >= least:
                 return StopReason.NON_FINITE
-            if self._target_met(row):  # then this iterate is the solution, whatever its score
-                state.current.best = snapshot(self.context.system)
-                state.current.best_score, state.current.best_step = (
-                    row["heldout_score"],
-                    state.total_steps,
-                )
-                return StopReason.TARGET
+            if self._target_met(row):
+                return self._take_as_solution(row)
         if result.stop is not None:
             return result.stop
         if interrupted:
@@ -217,6 +223,13 @@ class Trainer:
         reached = [row[name] is not None and row[name] <= value for name, value in given.items()]
         return bool(reached) and all(reached)
 
+    def _take_as_solution(self, row: dict[str, Any]) -> StopReason:
+        """The current iterate meets the target: it is the solution, whatever its score."""
+        level = self.state.current
+        level.best, level.best_score = snapshot(self.context.system), row["heldout_score"]
+        level.best_step = self.state.total_steps
+        return StopReason.TARGET
+
     def _restart(self) -> bool:
         """Go back to the best iterate after a non-finite loss; False when that is used up."""
         state = self.state
@@ -225,9 +238,7 @@ class Trainer:
         ):
             return False
         state.restarts += 1
-        with torch.no_grad():
-            for name, p in self.context.system.named_parameters():
-                p.copy_(state.current.best[name])
+        restore(self.context.system, state.current.best)
         self.observer.on_note(
             f"step {state.total_steps}: non-finite loss, restarted from the best iterate "
             f"({state.restarts} of {self.options.max_restarts})"
@@ -280,7 +291,7 @@ class Trainer:
         elif last["step"] != self.state.total_steps:
             last = self._log(self._loss(), note="end")
             if reason in (*PHASE_ENDS, StopReason.TIME) and self._target_met(last):
-                reason = StopReason.TARGET
+                reason = self._take_as_solution(last)
         record.loss, record.heldout_residual = last["loss"], last["heldout_residual"]
         record.rel_l2, record.stop_reason = last["rel_l2"], reason.value
         self._elapsed()
