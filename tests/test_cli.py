@@ -208,7 +208,7 @@ def test_dry_run_writes_nothing(here: Path) -> None:
         (("validate", "tiny.yaml", "training.refine=[3]"), ("training.refine",)),
         (("validate", "tiny.yaml", "model.widths=[2, 3, 2]"), ("model.widths",)),
         (("list", "cats"), ("cats", "problems")),
-        (("evaluate", "run", "--out", "x.csv"), ("--points", "--grid")),
+        (("evaluate", ".", "--out", "x.csv"), ("--points", "--grid")),
     ],
 )
 def test_mistakes_are_one_line(here: Path, arguments: tuple[str, ...], words: Any) -> None:
@@ -306,12 +306,16 @@ def test_list() -> None:
         ("evaluate", "{}", "--grid", "3x3", "--out", "out.csv"),
     ],
 )
-@pytest.mark.parametrize("content", [None, b"", b"\x89HDF\r\n\x1a\n foreign", b"kanpinn"])
-def test_bad_checkpoints(here: Path, command: tuple[str, ...], content: bytes | None) -> None:
-    if content is not None:
-        (here / "bad.h5").write_bytes(content)
+@pytest.mark.parametrize("content", [b"", b"\x89HDF\r\n\x1a\n foreign", b"kanpinn"])
+def test_bad_checkpoints(here: Path, command: tuple[str, ...], content: bytes) -> None:
+    (here / "bad.h5").write_bytes(content)
     refused(call(*(word.format("bad.h5") for word in command)), "checkpoint bad.h5", code=1)
     assert not (here / "out.csv").exists()
+
+
+@pytest.mark.parametrize("command", ["inspect", "plot"])
+def test_a_run_that_is_not_there_is_a_mistake_of_usage(here: Path, command: str) -> None:
+    refused(call(command, "nowhere"), "'nowhere' does not exist")
 
 
 # --- evaluate and plot --------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from kanpinn.cli.console import number, print_pairs, say, short_path
-from kanpinn.cli.options import PATH, as_json, verbose
+from kanpinn.cli.options import EXISTING, PATH, as_json, verbose
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,7 +27,7 @@ TRUST = click.option(
 
 
 @click.command()
-@click.argument("run", type=PATH)
+@click.argument("run", type=EXISTING)
 @click.option("--points", type=PATH, metavar="FILE", help="CSV or NPZ with the coordinates.")
 @click.option("--grid", metavar="NxM", help="A grid over the domain, ends included: 201x201.")
 @click.option("--out", type=PATH, metavar="FILE", required=True, help="CSV or NPZ to write.")
@@ -86,7 +86,7 @@ def evaluate(
 
 
 @click.command()
-@click.argument("run", type=PATH)
+@click.argument("run", type=EXISTING)
 @click.option("--out", type=PATH, metavar="DIR", help="Folder of the figures [RUN/figures].")
 @TRUST
 @verbose

@@ -13,6 +13,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 # Whether a path exists, and what is in it, is checked where it is read: with one wording for the
 # command line and for Python.
 PATH = click.Path(path_type=Path)
+EXISTING = click.Path(path_type=Path, exists=True)  # a missing one is a mistake of usage: exit 2
 
 
 def _be_verbose(ctx: click.Context, parameter: click.Parameter, value: bool) -> bool:
