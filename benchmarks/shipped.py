@@ -1,6 +1,6 @@
 """Error, seconds, parameters and peak memory of configs, each run in a process of its own.
 
-Usage: python benchmarks/shipped.py [--seeds 1 2 3] [--threads N] CONFIG ...
+Usage: python benchmarks/shipped.py [--seeds 1,2,3] [--threads N] CONFIG ...
 """
 
 from __future__ import annotations
@@ -32,16 +32,17 @@ def main() -> None:
     """Print a Markdown table, a row per config."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("configs", nargs="+")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
+    parser.add_argument("--seeds", default="1,2,3", help="numbers with commas between")
     parser.add_argument("--threads", type=int)
     options = parser.parse_args()
+    seeds = [int(seed) for seed in options.seeds.split(",")]
     print(
         "| config | seeds | rel. L2 (median) | worst | test MSE (median) | seconds (median) "
         "| parameters | peak MB |"
     )
     print("|---|---|---|---|---|---|---|---|")
     for config in options.configs:
-        rows = [run(config, seed, options.threads) for seed in options.seeds]
+        rows = [run(config, seed, options.threads) for seed in seeds]
         errors = [row["rel_l2"] for row in rows if row["rel_l2"] is not None]
         mse = [row["metrics"]["test_mse"] for row in rows if row["metrics"]]
         print(

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from kanpinn.errors import DataError, KanpinnError, ProblemError
     from kanpinn.expressions import Expression
     from kanpinn.geometry import Box, Domain, FixedPoints, Points, Region
-    from kanpinn.io.tables import AffineScaling, read_table, split
+    from kanpinn.io.scaling import AffineScaling, split
+    from kanpinn.io.tables import read_table
     from kanpinn.models import KAN, MLP, Abs, Asinh, Formula, MultichannelMLP
     from kanpinn.problem import Problem, Scaling
     from kanpinn.residuals import ResidualBlock, Site
@@ -52,7 +53,8 @@ _HOMES = {
     "kanpinn.errors": ("DataError", "KanpinnError", "ProblemError"),
     "kanpinn.expressions": ("Expression",),
     "kanpinn.geometry": ("Box", "Domain", "FixedPoints", "Points", "Region"),
-    "kanpinn.io.tables": ("AffineScaling", "read_table", "split"),
+    "kanpinn.io.scaling": ("AffineScaling", "split"),
+    "kanpinn.io.tables": ("read_table",),
     "kanpinn.models": ("KAN", "MLP", "Abs", "Asinh", "Formula", "MultichannelMLP"),
     "kanpinn.problem": ("Problem", "Scaling"),
     "kanpinn.residuals": ("ResidualBlock", "Site"),

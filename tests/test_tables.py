@@ -15,7 +15,8 @@ import pytest
 
 from kanpinn.errors import ConfigError, DataError
 from kanpinn.io import tables
-from kanpinn.io.tables import AffineScaling, Table, read_table, split
+from kanpinn.io.scaling import AffineScaling, split
+from kanpinn.io.tables import Table, read_table
 
 DATA = np.random.default_rng(3).normal(size=(7, 3)) * [1.0, 1e-7, 1e12]
 
