@@ -13,7 +13,7 @@ from kanpinn.jets import JetSpec
 from kanpinn.models import KnotNetwork
 from kanpinn.optimisers import LBFGSOptions
 from kanpinn.problem import build_system
-from kanpinn.residuals import ResidualBlock, System, required_jets
+from kanpinn.residuals import System, required_jets
 from kanpinn.training import Level
 from kanpinn.training.objective import CHUNK_BYTES, FEATURE_CACHE_BYTES
 
@@ -58,7 +58,7 @@ def plan(prepared: Prepared) -> list[LevelPlan]:
     specs = {block.name: required_jets(block, coarse) for block in run.blocks}
     plans = []
     for level in run.hierarchy.levels:
-        points = {block.name: _count(prepared, block, level) for block in run.blocks}
+        points = {block.name: run.n_points(block, level) for block in run.blocks}
         plans.append(
             LevelPlan(
                 level=level.index,
@@ -70,17 +70,6 @@ def plan(prepared: Prepared) -> list[LevelPlan]:
             )
         )
     return plans
-
-
-def _count(prepared: Prepared, block: ResidualBlock, level: Level) -> int:
-    """Points of a block on a level, by the rule of the engine."""
-    if block.region.n_distinct is not None:
-        return block.region.n_distinct
-    sampling = prepared.run.options.sampling
-    count = sampling.count(block.region.kind, level.index, level.n_parameters)
-    if block.points is not None:
-        count = round(block.points * sampling.growth**level.index)
-    return -(-max(count, 1) // block.group) * block.group
 
 
 def _memory(

@@ -154,24 +154,33 @@ class MultilevelRun:
 
     def _context(self, level: Level, system: System) -> LevelContext:
         options, like = self.options, next(iter(system.parameters()))
-        points = {
-            block.name: self._points(block, level, system.n_parameters) for block in self.blocks
-        }
+        points = {block.name: self._points(block, level) for block in self.blocks}
         chunk = options.training.chunk
         data = tuple(BlockData(b, points[b.name], system, chunk) for b in self.blocks)
         held_out = held_out_data(
             self.problem, self.blocks, points, options.sampling, system, options.seed, chunk
         )
-        sites = [site for block_sites in points.values() for site in block_sites]
-        errors = ReferenceErrors(self.problem, sites, like.detach())
+        errors = ReferenceErrors(self.problem, self._trained_on(level), like.detach())
         return LevelContext(system, data, held_out, errors, options.seed)
 
-    def _points(self, block: ResidualBlock, level: Level, n_parameters: int) -> tuple[Points, ...]:
+    def n_points(self, block: ResidualBlock, level: Level) -> int:
+        """Points of a block on a level: whole groups of the sampling options' count."""
         sampling, region = self.options.sampling, block.region
-        count = sampling.count(region.kind, level.index, n_parameters)
+        if region.n_distinct is not None:
+            return region.n_distinct
+        count = sampling.count(region.kind, level.index, level.n_parameters)
         if block.points is not None:
             count = round(block.points * sampling.growth**level.index)
-        count = -(-max(count, 1) // block.group) * block.group
+        return -(-max(count, 1) // block.group) * block.group
+
+    def _trained_on(self, level: Level) -> list[Points]:
+        """All points of this level and of those trained before it."""
+        levels = [entry for entry in self.hierarchy.levels[: level.index + 1] if any(entry.steps)]
+        return [site for entry in levels for b in self.blocks for site in self._points(b, entry)]
+
+    def _points(self, block: ResidualBlock, level: Level) -> tuple[Points, ...]:
+        sampling, region = self.options.sampling, block.region
+        count = self.n_points(block, level)
         seed = stream(self.options.seed, "train", block.name, level.index)
         options = self.options
         if block.group > 1:  # a mean needs equal weights
