@@ -21,6 +21,7 @@ from kanpinn.errors import KanpinnError, ProblemError
 from kanpinn.geometry import Points, Region
 from kanpinn.jets import MAX_ORDER, Jet, JetSpec
 from kanpinn.models.field_network import FieldNetwork, Prepared
+from kanpinn.models.tape import Tape
 
 Component = Callable[[tuple[int, ...] | str], Tensor]
 LAPLACIAN = "laplacian"
@@ -251,15 +252,31 @@ class System(nn.Module):
         return sum(p.numel() for p in self.parameters())
 
     def sites(
-        self, points: Sequence[Points], prepared: Sequence[Mapping[str, Prepared]]
+        self,
+        points: Sequence[Points],
+        prepared: Sequence[Mapping[str, Prepared]],
+        tape: Tape | None = None,
     ) -> tuple[Site, ...]:
-        """Sites with the fields' jets at the given points."""
-        scalars = SimpleNamespace(**dict(self.scalars.items()))
+        """Sites with the fields' jets at the given points.
+
+        With a ``tape``, which records what the Jacobian needs, scalars have one copy a point.
+        """
+        scalars: dict[str, Tensor] = dict(self.scalars.items())
+        if tape is not None:
+            count = len(points[0])
+            scalars = {k: v.detach().repeat(count).requires_grad_() for k, v in scalars.items()}
+            tape.scalars = scalars
         result = []
         for at, ready in zip(points, prepared, strict=True):
-            jets = {name: self.parts[name].jet(p) for name, p in ready.items()}
-            result.append(Site(at, self._fields(jets, at), self.coordinates, scalars))
+            jets = {name: self._jet(name, p, tape) for name, p in ready.items()}
+            named = SimpleNamespace(**scalars)
+            result.append(Site(at, self._fields(jets, at), self.coordinates, named))
         return tuple(result)
+
+    def _jet(self, name: str, prepared: Prepared, tape: Tape | None) -> Jet:
+        if tape is not None:
+            tape.part = name
+        return self.parts[name].jet(prepared, tape)
 
     def _fields(self, jets: Mapping[str, Jet], at: Points) -> dict[str, Field]:
         fields = {}
@@ -378,9 +395,10 @@ def evaluate_rows(
     system: System,
     points: Sequence[Points],
     prepared: Sequence[Mapping[str, Prepared]],
+    tape: Tape | None = None,
 ) -> Tensor:
     """Residual rows ``(n / group, m)`` of a block at prepared points."""
-    rows = block.residual(*system.sites(points, prepared))
+    rows = block.residual(*system.sites(points, prepared, tape))
     rows = rows[:, None] if rows.ndim == 1 else rows
     if block.group > 1:
         rows = rows.reshape(-1, block.group, rows.shape[-1]).mean(1)

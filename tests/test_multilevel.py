@@ -27,6 +27,7 @@ from kanpinn.training import (
     AdamPhase,
     AttentionOptions,
     LBFGSPhase,
+    LevenbergMarquardtPhase,
     MultilevelRun,
     NullObserver,
     Phase,
@@ -38,6 +39,7 @@ from kanpinn.training import (
 )
 from kanpinn.training.evaluation import predict
 from kanpinn.training.hierarchy import Refinement, refine_system
+from kanpinn.training.multilevel import check_blocks
 from kanpinn.training.objective import ParameterPack, SystemObjective, residual_rows
 
 SAMPLING = SamplingOptions(interior=24, boundary=4, held_out=20)
@@ -205,6 +207,14 @@ def test_options_that_do_not_fit(name: str) -> None:
         run(Line(), options(**{"phases": (lbfgs(),), "model": model, **training}))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_least_squares_refuse_a_general_loss() -> None:
+    (block,) = (block for block in Line().blocks() if block.equation)
+    general = replace(block, loss=lambda rows: rows.abs().sum(-1))
+    check_blocks([general], TrainingOptions(phases=(lbfgs(),)))
+    with pytest.raises(ConfigError, match=r"phases\.1\.optimiser: lm minimises sums of squares"):
+        check_blocks([general], TrainingOptions(phases=(lbfgs(), LevenbergMarquardtPhase())))
 
 
 # --- smoothness -----------------------------------------------------------------------------------

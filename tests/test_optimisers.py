@@ -28,6 +28,7 @@ from kanpinn.optimisers import (
     CyclicSchedule,
     ExponentialSchedule,
     LBFGSOptions,
+    LevenbergMarquardtOptions,
     Optimiser,
     ParameterLayout,
     State,
@@ -322,7 +323,12 @@ def test_layout_splits_into_views() -> None:
 
 
 def test_registry() -> None:
-    for options in (AdamOptions(learning_rate=0.5), LBFGSOptions(history=3)):
+    every = (
+        AdamOptions(learning_rate=0.5),
+        LBFGSOptions(history=3),
+        LevenbergMarquardtOptions(damping=2.0),
+    )
+    for options in every:
         optimiser = build_optimiser(options)
         assert type(optimiser) is OPTIMISERS[options.optimiser]
         assert optimiser.options == options

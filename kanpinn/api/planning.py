@@ -11,14 +11,16 @@ import torch
 from kanpinn.api.preparation import Prepared
 from kanpinn.jets import JetSpec
 from kanpinn.models import KnotNetwork
-from kanpinn.optimisers import LBFGSOptions
+from kanpinn.optimisers import LBFGSOptions, LevenbergMarquardtOptions
 from kanpinn.problem import build_system
 from kanpinn.residuals import System, required_jets
 from kanpinn.training import Level
+from kanpinn.training.accumulate import SLAB
 from kanpinn.training.objective import CHUNK_BYTES, FEATURE_CACHE_BYTES
 
 MIB = 2.0**20
 CHUNK_COPIES = 12  # jets of one chunk alive in a gradient: values, products and their adjoints
+JACOBIAN_COPIES = 3  # of a slab of the Jacobian: its pieces, the slab, its factorisation
 ADAM_VECTORS = 6  # of the parameters' length: theta, gradient, two moments, best, trial
 
 
@@ -96,7 +98,7 @@ def _memory(
             total += (sites * per_site * number + kept) * share
     layers = max(len(part.network.layers) for part in coarse.parts.values())
     total += CHUNK_COPIES * layers * CHUNK_BYTES
-    return total + _vectors(prepared) * level.n_parameters * number
+    return total + _vectors(prepared, level) * level.n_parameters * number
 
 
 def _first_features(coarse: System, name: str, level: Level) -> int:
@@ -108,8 +110,10 @@ def _first_features(coarse: System, name: str, level: Level) -> int:
     return knots.channels * (level.n_intervals[0] + knots.order - 1)
 
 
-def _vectors(prepared: Prepared) -> int:
+def _vectors(prepared: Prepared, level: Level) -> int:
     """Vectors as long as the parameters that the greediest phase keeps."""
-    phases = prepared.config.training.phases
+    phases = [p for p in prepared.config.training.phases if p.steps_on(level.index)]
     memories = [2 * p.history + 8 for p in phases if isinstance(p, LBFGSOptions)]
+    if any(isinstance(p, LevenbergMarquardtOptions) for p in phases):
+        memories.append(JACOBIAN_COPIES * SLAB * level.n_parameters)
     return max([ADAM_VECTORS, *memories])

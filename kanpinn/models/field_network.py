@@ -17,6 +17,7 @@ from kanpinn.expressions import Expression
 from kanpinn.jets import Jet, JetSpec
 from kanpinn.models.inputs import Inputs
 from kanpinn.models.layer import Layer, Network
+from kanpinn.models.tape import Tape
 
 Formula = str | float  # an expression in the coordinates
 
@@ -109,10 +110,10 @@ class FieldNetwork(nn.Module):
                 return replace(prepared, first_features=first.features(z, spec))
         return prepared
 
-    def jet(self, prepared: Prepared) -> Jet:
+    def jet(self, prepared: Prepared, tape: Tape | None = None) -> Jet:
         """Field jets ``(K, n, n_fields)`` at prepared points."""
         spec = prepared.spec
-        raw = Jet(spec, self.network.jet(prepared.z, spec, prepared.first_features))
+        raw = Jet(spec, self.network.jet(prepared.z, spec, prepared.first_features, tape))
         if prepared.factor is not None:
             raw = Jet(spec, prepared.factor) * raw
         if prepared.lift is not None:

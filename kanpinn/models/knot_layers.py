@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -17,6 +17,7 @@ from kanpinn.splines import (
     Knots,
     PowerReluBasis,
     SplineBasis,
+    extend_padded,
     knots_from_logits,
     logits_from_breakpoints,
     project,
@@ -85,7 +86,11 @@ class KnotLayer(Layer):
         """The basis on padded breakpoints that carry gradients."""
 
     @abstractmethod
-    def _basis_features(self, z: Tensor, spec: JetSpec) -> Tensor:
+    def _make_copied_basis(self, padded: Tensor, copies: Tensor) -> Any:
+        """The basis with a copy ``(n, channels, n_max + 2r - 1)`` of the extended knots a point."""
+
+    @abstractmethod
+    def _basis_features(self, z: Tensor, spec: JetSpec, basis: Any) -> Tensor:
         """Feature jets ``(K, n, n_spline_features)``."""
 
     @abstractmethod
@@ -119,12 +124,42 @@ class KnotLayer(Layer):
 
     def features(self, z: Tensor, spec: JetSpec) -> Tensor:
         """Feature jets ``(K, n, n_features)`` of ``z``, ``(K, n, in_width)``."""
+        return self._features(z, spec, self.basis)
+
+    def _features(self, z: Tensor, spec: JetSpec, basis: Any) -> Tensor:
         if self.settings.squash:
             z = apply_elementwise(self.settings.squash, z, spec)
-        features = self._basis_features(z, spec)
+        features = self._basis_features(z, spec, basis)
         if self.settings.base:
             features = torch.cat([features, apply_elementwise(self.settings.base, z, spec)], -1)
         return features
+
+    def features_of_copies(self, z: Tensor, spec: JetSpec) -> tuple[Tensor, dict[str, Tensor]]:
+        """See :meth:`Layer.features_of_copies`; free knots are copied as extended knots."""
+        if not self.settings.free:
+            return super().features_of_copies(z, spec)
+        padded = self._padded_breakpoints().detach()
+        extended = extend_padded(self.order, padded, self.n_intervals)
+        copies = extended.expand(z.shape[1], -1, -1).clone().requires_grad_()
+        features = self._features(z, spec, self._make_copied_basis(padded, copies))
+        return features, {"knots_free": copies}
+
+    def jacobian(
+        self, features: Tensor, adjoint: Tensor, copies: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """See :meth:`Layer.jacobian`."""
+        columns = super().jacobian(features, adjoint, copies)
+        if self.settings.free:
+            columns["knots_free"] = copies["knots_free"].flatten(1) @ self._knot_slopes()
+        return columns
+
+    def _knot_slopes(self) -> Tensor:
+        """Derivatives of all extended knots with respect to the logits, ``(knots, logits)``."""
+        with torch.enable_grad():
+            padded = self._padded_breakpoints()
+            flat = extend_padded(self.order, padded, self.n_intervals).flatten()
+            units = torch.eye(len(flat), dtype=flat.dtype, device=flat.device)
+            return torch.autograd.grad(flat, self.knots_free, units, is_grads_batched=True)[0]
 
     def refined(self, fine: Knots) -> Self:
         """The same function on finer, nested knots.
@@ -184,11 +219,14 @@ class SplineLayer(KnotLayer):
     def _make_free_basis(self, padded: Tensor) -> SplineBasis:
         return SplineBasis.from_padded(self.order, padded, self.n_intervals)
 
-    def _basis_features(self, z: Tensor, spec: JetSpec) -> Tensor:
+    def _make_copied_basis(self, padded: Tensor, copies: Tensor) -> SplineBasis:
+        return SplineBasis.from_copies(self.order, padded, self.n_intervals, copies)
+
+    def _basis_features(self, z: Tensor, spec: JetSpec, basis: SplineBasis) -> Tensor:
         if not self.settings.free and spec.n_components > 1:
-            features: Tensor = SplineFeatures.apply(z, self.basis, spec, self.n_spline_features)
+            features: Tensor = SplineFeatures.apply(z, basis, spec, self.n_spline_features)
             return features
-        first, values = self.basis.local(z[0], spec.order)  # (n, P), (D+1, n, P, r)
+        first, values = basis.local(z[0], spec.order)  # (n, P), (D+1, n, P, r)
         local = combine(values, z[..., None], spec)  # (K, n, P, r)
         return scatter_features(local, first, self.n_spline_features)
 
@@ -213,8 +251,11 @@ class PowerReluLayer(KnotLayer):
     def _make_free_basis(self, padded: Tensor) -> PowerReluBasis:
         return PowerReluBasis.from_padded(self.order, padded, self.n_intervals)
 
-    def _basis_features(self, z: Tensor, spec: JetSpec) -> Tensor:
-        values = self.basis.dense(z[0], spec.order)  # (D+1, n, n_features)
+    def _make_copied_basis(self, padded: Tensor, copies: Tensor) -> PowerReluBasis:
+        return PowerReluBasis.from_copies(self.order, padded, self.n_intervals, copies)
+
+    def _basis_features(self, z: Tensor, spec: JetSpec, basis: PowerReluBasis) -> Tensor:
+        values = basis.dense(z[0], spec.order)  # (D+1, n, n_features)
         counts = [n + self.order - 1 for n in self.n_intervals]
         repeats = torch.tensor(counts, device=z.device)
         return combine(values, z.repeat_interleave(repeats, -1, output_size=sum(counts)), spec)

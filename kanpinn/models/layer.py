@@ -8,12 +8,14 @@ Jacobian of a layer is an outer product of its features and the adjoint of its o
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from kanpinn.jets import JetSpec, compose
 from kanpinn.jets.functions import FUNCTIONS
+from kanpinn.models.tape import LayerRecord, Tape
 
 
 class Layer(nn.Module, ABC):
@@ -46,6 +48,27 @@ class Layer(nn.Module, ABC):
         """Output jets ``(K, n, out_width)`` of input jets ``(K, n, in_width)``."""
         return self.contract(self.features(z, spec))
 
+    def features_of_copies(self, z: Tensor, spec: JetSpec) -> tuple[Tensor, dict[str, Tensor]]:
+        """The features, and a copy for every point of each trainable they depend on.
+
+        The copies, ``(n, ...)`` by parameter name, are leaves: one reverse pass gives every
+        point's own derivatives.
+        """
+        return self.features(z, spec), {}
+
+    def jacobian(
+        self, features: Tensor, adjoint: Tensor, copies: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Every point's derivatives with respect to each parameter, ``(n, numel)`` by name.
+
+        Args:
+            features: what was contracted, ``(K, n, n_features)``.
+            adjoint: derivatives of a point's residual with respect to its outputs ``(K, n, out)``.
+            copies: the same with respect to the copies of :meth:`features_of_copies`.
+        """
+        outer = torch.bmm(adjoint.permute(1, 2, 0), features.transpose(0, 1))
+        return {"coefficients": outer.flatten(1)}
+
 
 class Network(nn.Module, ABC):
     """A chain of layers that carries jets."""
@@ -67,16 +90,38 @@ class Network(nn.Module, ABC):
         """Highest derivative whose gradient still exists; ``None`` when there is no limit."""
         return None
 
-    def jet(self, z: Tensor, spec: JetSpec, first_features: Tensor | None = None) -> Tensor:
+    def jet(
+        self,
+        z: Tensor,
+        spec: JetSpec,
+        first_features: Tensor | None = None,
+        tape: Tape | None = None,
+    ) -> Tensor:
         """Output jets ``(K, n, out)`` of input jets ``z``, ``(K, n, in)``.
 
         ``first_features`` are the first layer's features, where they were computed before: they
-        do not change while the points stay and that layer's knots are fixed.
+        do not change while the points stay and that layer's knots are fixed. A ``tape`` records
+        what the Jacobian needs.
         """
+        if tape is not None:
+            return self._recorded(z, spec, first_features, tape)
         first, *rest = self.chain
         z = first(z, spec) if first_features is None else first.contract(first_features)
         for layer in rest:
             z = layer(z, spec)
+        return z
+
+    def _recorded(
+        self, z: Tensor, spec: JetSpec, first_features: Tensor | None, tape: Tape
+    ) -> Tensor:
+        for number, layer in enumerate(self.chain):
+            copies: dict[str, Tensor] = {}
+            if number == 0 and first_features is not None:
+                features = first_features
+            else:
+                features, copies = layer.features_of_copies(z, spec)
+            z = layer.contract(features)
+            tape.layers.append(LayerRecord(tape.part, number, features.detach(), z, copies))
         return z
 
     def forward(self, z: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Self
 
 import torch
@@ -123,6 +123,12 @@ class DenseLayer(Layer):
         """Affine map: the bias enters the value alone."""
         y = super().contract(features)
         return torch.cat([(y[0] + self.bias)[None], y[1:]]) if len(y) > 1 else y + self.bias
+
+    def jacobian(
+        self, features: Tensor, adjoint: Tensor, copies: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """See :meth:`Layer.jacobian`."""
+        return {**super().jacobian(features, adjoint, copies), "bias": adjoint[0]}
 
     def extra_repr(self) -> str:
         """Widths and activation."""

@@ -7,6 +7,7 @@ from typing import TypeAlias
 from kanpinn.errors import ConfigError
 from kanpinn.optimisers.adam import Adam, AdamOptions
 from kanpinn.optimisers.base import (
+    LeastSquaresObjective,
     Objective,
     Optimiser,
     OptimiserOptions,
@@ -16,6 +17,7 @@ from kanpinn.optimisers.base import (
     StopReason,
 )
 from kanpinn.optimisers.lbfgs import LBFGS, LBFGSOptions
+from kanpinn.optimisers.levenberg_marquardt import LevenbergMarquardt, LevenbergMarquardtOptions
 from kanpinn.optimisers.schedules import (
     BaseSchedule,
     ConstantSchedule,
@@ -25,11 +27,29 @@ from kanpinn.optimisers.schedules import (
     Schedule,
     StepSchedule,
 )
+from kanpinn.optimisers.self_scaled import (
+    SelfScaledBFGS,
+    SelfScaledBFGSOptions,
+    SelfScaledBroyden,
+    SelfScaledBroydenOptions,
+)
 
-AnyOptimiserOptions: TypeAlias = AdamOptions | LBFGSOptions
+AnyOptimiserOptions: TypeAlias = (
+    AdamOptions
+    | LBFGSOptions
+    | SelfScaledBFGSOptions
+    | SelfScaledBroydenOptions
+    | LevenbergMarquardtOptions
+)
 """The options of all registered optimisers, told apart by their field ``optimiser``."""
 
-OPTIMISERS: dict[str, type[Optimiser]] = {"adam": Adam, "lbfgs": LBFGS}
+OPTIMISERS: dict[str, type[Optimiser]] = {
+    "adam": Adam,
+    "lbfgs": LBFGS,
+    "ssbfgs": SelfScaledBFGS,
+    "ssbroyden": SelfScaledBroyden,
+    "lm": LevenbergMarquardt,
+}
 """Optimiser classes by the name in their options; each takes its options as only argument."""
 
 
@@ -58,11 +78,18 @@ __all__ = [
     "CyclicSchedule",
     "ExponentialSchedule",
     "LBFGSOptions",
+    "LeastSquaresObjective",
+    "LevenbergMarquardt",
+    "LevenbergMarquardtOptions",
     "Objective",
     "Optimiser",
     "OptimiserOptions",
     "ParameterLayout",
     "Schedule",
+    "SelfScaledBFGS",
+    "SelfScaledBFGSOptions",
+    "SelfScaledBroyden",
+    "SelfScaledBroydenOptions",
     "State",
     "StepResult",
     "StepSchedule",

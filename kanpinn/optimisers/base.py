@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import accumulate
-from typing import ClassVar, Literal, Protocol, TypeAlias
+from typing import ClassVar, Literal, Protocol, TypeAlias, runtime_checkable
 
 from torch import Tensor
 
@@ -103,8 +103,6 @@ class Objective(Protocol):
     """What an optimiser may ask for; ``theta`` (n,) is the flat vector of the active groups.
 
     Results are detached, have the type and device of ``theta``, and are not changed afterwards.
-    Least-squares optimisers will ask for more on the same object: residuals, their Jacobian, and
-    products with it and its transpose.
     """
 
     def loss(self, theta: Tensor) -> Tensor:
@@ -112,6 +110,20 @@ class Objective(Protocol):
 
     def loss_and_gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """The loss at ``theta`` (n,), without dimensions, and its gradient (n,)."""
+
+
+@runtime_checkable
+class LeastSquaresObjective(Objective, Protocol):
+    """A loss that is a sum of squares ``|r(theta)|^2``, with the residuals' Jacobian ``J``."""
+
+    def residuals(self, theta: Tensor) -> Tensor:
+        """The residuals ``r`` ``(N,)`` at ``theta`` (n,)."""
+
+    def triangle(self, theta: Tensor) -> Tensor:
+        """``R`` with ``R^T R = [J | r]^T [J | r]`` at ``theta`` (n,), ``(n + 1, n + 1)``."""
+
+    def transposed_product(self, theta: Tensor, u: Tensor) -> Tensor:
+        """``J^T u`` (n,) at ``theta`` (n,) for ``u`` ``(N,)``."""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,13 @@ ROWS = {
     "rel_l2": "relative $L_2$ error",
 }
 SCALAR = "scalar."
-PHASE_NAMES = {"adam": "Adam", "lbfgs": "L-BFGS"}
+PHASE_NAMES = {
+    "adam": "Adam",
+    "lbfgs": "L-BFGS",
+    "ssbfgs": "self-scaled BFGS",
+    "ssbroyden": "self-scaled Broyden",
+    "lm": "Levenberg-Marquardt",
+}
 NARROWEST_LABEL = 0.03  # of the axis: closer labels of levels would touch
 NARROW = 6.0  # inches; narrower figures have a legend of two columns
 CHARACTER_WIDTH = 0.018  # of the axis

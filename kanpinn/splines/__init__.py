@@ -6,7 +6,7 @@ from kanpinn.splines.free_knots import (
     knots_from_logits,
     logits_from_breakpoints,
 )
-from kanpinn.splines.knots import MAX_ORDER, MIN_ORDER, Knots
+from kanpinn.splines.knots import MAX_ORDER, MIN_ORDER, Knots, extend_padded
 from kanpinn.splines.power_relu import (
     DEFAULT_LIMIT,
     PowerReluBasis,
@@ -31,6 +31,7 @@ __all__ = [
     "SplineBasis",
     "change_of_basis",
     "condition_number",
+    "extend_padded",
     "knots_from_logits",
     "logits_from_breakpoints",
     "project",

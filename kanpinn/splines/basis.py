@@ -35,7 +35,7 @@ class SplineBasis:
     def __init__(self, knots: Knots) -> None:
         self._knots: Knots | None = knots
         self._set_up(knots.order, knots.n_intervals)
-        self._pieces: _UniformPieces | _GeneralPieces
+        self._pieces: _UniformPieces | _GeneralPieces | _CopiedPieces
         if knots.uniform:
             self._pieces = _UniformPieces(knots)
         else:
@@ -63,6 +63,25 @@ class SplineBasis:
         basis._pieces = _GeneralPieces(order, breakpoints, n_intervals)
         starts = [sum(n + order - 1 for n in n_intervals[:p]) for p in range(len(n_intervals))]
         basis._features = torch.tensor(starts, device=breakpoints.device)
+        return basis
+
+    @classmethod
+    def from_copies(
+        cls, order: int, breakpoints: Tensor, n_intervals: tuple[int, ...], copies: Tensor
+    ) -> SplineBasis:
+        """A basis with its own copy of the extended knots at each of ``N`` points.
+
+        One reverse pass then gives every point's own derivatives with respect to the knots.
+
+        Args:
+            order: ``r``.
+            breakpoints: as in :meth:`from_padded`; they decide on the intervals.
+            n_intervals: ``n`` of each channel.
+            copies: extended knots ``(N, channels, n_max + 2r - 1)``, see :func:`extend_padded`.
+        """
+        basis = cls.from_padded(order, breakpoints.detach(), n_intervals)
+        assert isinstance(basis._pieces, _GeneralPieces)
+        basis._pieces = _CopiedPieces(basis._pieces, copies)
         return basis
 
     def _set_up(self, order: int, n_intervals: Sequence[int]) -> None:
@@ -218,13 +237,38 @@ class _GeneralPieces:
 
     def evaluate(self, x: Tensor, derivatives: int) -> tuple[Tensor, Tensor]:
         """Interval of each point ``(N, channels)``, values ``(D + 1, r, N, channels)``."""
-        across = x.detach().T.contiguous()  # (channels, N)
-        j = torch.searchsorted(self.interior, across, right=True).T
-        j = torch.minimum(j, self.last)  # NaN is sorted behind everything
+        j = self.interval(x)
         row = (j + self.rows).flatten()  # (N * channels,)
         # First the nearby knot, exactly; a rounded midpoint would cost digits where h is small.
         v = (x.flatten() - self.left[row]) - self.half[row]
         r = self.order
         c = self.tables.gather(1, row.expand(r * r, -1)).view(r, r, -1)
         values: Tensor = PolynomialJets.apply(v, c, derivatives)  # (D + 1, r, N * channels)
+        return j, values.view(derivatives + 1, r, *x.shape)
+
+    def interval(self, x: Tensor) -> Tensor:
+        """Interval of each point ``(N, channels)``."""
+        across = x.detach().T.contiguous()  # (channels, N)
+        j = torch.searchsorted(self.interior, across, right=True).T
+        return torch.minimum(j, self.last)  # NaN is sorted behind everything
+
+
+class _CopiedPieces:
+    """Knots of which every point has its own copy: its interval's table is made point by point."""
+
+    def __init__(self, shared: _GeneralPieces, copies: Tensor) -> None:
+        self.order, self.dtype = shared.order, shared.dtype
+        self.shared, self.copies = shared, copies
+
+    def evaluate(self, x: Tensor, derivatives: int) -> tuple[Tensor, Tensor]:
+        """Interval of each point ``(N, channels)``, values ``(D + 1, r, N, channels)``."""
+        j, r = self.shared.interval(x), self.order
+        index = j[..., None] + torch.arange(2 * r, device=x.device)  # knots t_{j-r+1} .. t_{j+r}
+        window = self.copies.gather(2, index).flatten(0, 1)  # (N * channels, 2r)
+        half = 0.5 * (window[:, r] - window[:, r - 1])
+        exponents = torch.arange(r, device=x.device, dtype=self.dtype)
+        tables = piece_tables(r, window)[:, 0] / half[:, None, None] ** exponents
+        v = (x.flatten() - window[:, r - 1]) - half
+        c = tables.permute(2, 1, 0).contiguous()  # (powers, functions, N * channels)
+        values: Tensor = PolynomialJets.apply(v, c, derivatives)
         return j, values.view(derivatives + 1, r, *x.shape)

@@ -58,6 +58,24 @@ class PowerReluBasis:
         basis._set_up(order, breakpoints, n_intervals)
         return basis
 
+    @classmethod
+    def from_copies(
+        cls, order: int, breakpoints: Tensor, n_intervals: tuple[int, ...], copies: Tensor
+    ) -> PowerReluBasis:
+        """A basis with its own copy of the extended knots at each of ``N`` points.
+
+        One reverse pass then gives every point's own derivatives with respect to the knots.
+
+        Args:
+            order: ``r``.
+            breakpoints: as in :meth:`from_padded`.
+            n_intervals: ``n`` of each channel.
+            copies: extended knots ``(N, channels, n_max + 2r - 1)``, see :func:`extend_padded`.
+        """
+        basis = cls.from_padded(order, breakpoints.detach(), n_intervals)
+        basis._knot = copies.flatten(1)[:, basis._flat]  # (N, n_features)
+        return basis
+
     def _set_up(self, order: int, breakpoints: Tensor, n_intervals: Sequence[int]) -> None:
         self.order, self.n_intervals = order, tuple(n_intervals)
         self.dtype, self.device = breakpoints.dtype, breakpoints.device
@@ -69,7 +87,8 @@ class PowerReluBasis:
         channel = np.repeat(np.arange(len(counts)), counts)
         flat = channel * extended.shape[1] + np.concatenate(columns)
         self._channel = torch.from_numpy(channel).to(self.device)  # (n_features,)
-        self._knot = extended.flatten()[torch.from_numpy(flat).to(self.device)]  # (n_features,)
+        self._flat = torch.from_numpy(flat).to(self.device)  # (n_features,)
+        self._knot = extended.flatten()[self._flat]  # (n_features,)
         plain = torch.from_numpy(np.concatenate(columns) < order)
         self._plain_power = plain.to(self.device)  # i <= 0
 

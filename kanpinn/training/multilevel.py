@@ -25,7 +25,7 @@ from kanpinn.training.evaluation import ReferenceErrors, held_out_data, predict
 from kanpinn.training.hierarchy import Hierarchy, Level, Refinement, build_hierarchy, refine_system
 from kanpinn.training.loop import LevelContext, Trainer
 from kanpinn.training.objective import BlockData, ParameterPack, SystemObjective
-from kanpinn.training.options import TrainingOptions
+from kanpinn.training.options import LevenbergMarquardtPhase, TrainingOptions
 from kanpinn.training.state import (
     LevelRecord,
     LevelState,
@@ -206,11 +206,12 @@ def _loss(system: System, data: Sequence[BlockData]) -> float:
 
 
 def check_blocks(blocks: Sequence[ResidualBlock], training: TrainingOptions) -> None:
-    """Refuse blocks of the same name, and attention to blocks there are not.
+    """Refuse blocks of the same name, attention to blocks there are not, squares that are none.
 
     Raises:
         ProblemError: if two blocks have the same name, which tells their points apart.
-        ConfigError: if a pattern of the attention matches no block.
+        ConfigError: if a pattern of the attention matches no block, or a least-squares method is
+            to minimise a block's general loss.
     """
     names = [block.name for block in blocks]
     repeated = {name for name in names if names.count(name) > 1}
@@ -221,6 +222,13 @@ def check_blocks(blocks: Sequence[ResidualBlock], training: TrainingOptions) -> 
             raise ConfigError(
                 f"training.attention.blocks: {pattern!r} matches no block; there are "
                 f"{', '.join(names)}"
+            )
+    general = [block.name for block in blocks if not block.is_least_squares]
+    for number, phase in enumerate(training.phases):
+        if general and isinstance(phase, LevenbergMarquardtPhase):
+            raise ConfigError(
+                f"training.phases.{number}.optimiser: {phase.optimiser} minimises sums of squares, "
+                f"and {general[0]!r} has a loss of its own; allowed: adam, lbfgs"
             )
 
 

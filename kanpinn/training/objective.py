@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -17,7 +18,8 @@ from kanpinn.models.knot_layers import KnotLayer
 from kanpinn.optimisers import ParameterLayout
 from kanpinn.residuals import ResidualBlock, System, evaluate_rows, required_jets
 from kanpinn.sampling import QUADRATURE
-from kanpinn.training.accumulate import tree_sum
+from kanpinn.training.accumulate import tree_sum, triangular_factor
+from kanpinn.training.jacobian import rows_with_jacobian
 
 CHUNK_BYTES = 2**21  # of the widest layer's features: temporaries then stay in a core's cache
 FEATURE_CACHE_BYTES = 2**28  # of the first layer's features, kept from step to step, per block
@@ -195,15 +197,66 @@ class SystemObjective:
         loss, gradient = tree_sum(self._with_gradient())
         return loss, gradient
 
+    def residuals(self, theta: Tensor) -> Tensor:
+        """The residuals ``(N,)`` at ``theta`` whose sum of squares is the loss."""
+        self.pack.write(theta)
+        with torch.no_grad():
+            parts = (
+                self._scale(data, chunk, rows) * rows
+                for data, chunk in self._chunks()
+                for rows in (evaluate_rows(data.block, self.system, chunk.points, chunk.prepared),)
+            )
+            return torch.cat([part.reshape(-1) for part in parts])
+
+    def jacobian_rows(self, theta: Tensor) -> Iterator[Tensor]:
+        """Pieces ``(any, n + 1)`` of ``[J | r]``, the Jacobian beside the residuals."""
+        self.pack.write(theta)
+        for data, chunk in self._chunks():
+            rows, jacobian = rows_with_jacobian(
+                data.block, self.system, chunk.points, chunk.prepared, self.pack.layout
+            )
+            scale = self._scale(data, chunk, rows)
+            joined = torch.cat([jacobian, rows[..., None]], -1) * scale[..., None]
+            yield joined.flatten(0, 1)
+
+    def transposed_product(self, theta: Tensor, u: Tensor) -> Tensor:
+        """``J^T u`` ``(n,)`` for ``u`` of the shape of the residuals, ``(N,)``."""
+        self.pack.write(theta)
+        parameters = tuple(self.pack.parameters.values())
+        pieces, start = [], 0
+        for data, chunk in self._chunks():
+            rows = evaluate_rows(data.block, self.system, chunk.points, chunk.prepared)
+            part = u[start : start + rows.numel()].view_as(rows)
+            start += rows.numel()
+            weighted = (self._scale(data, chunk, rows) * part * rows).sum()
+            pieces.append([flat_gradient(weighted, parameters)])
+        return tree_sum(pieces)[0]
+
+    def triangle(self, theta: Tensor) -> Tensor:
+        """``R`` of a QR decomposition of ``[J | r]`` at ``theta``, ``(n + 1, n + 1)``."""
+        return triangular_factor(self.jacobian_rows(theta), self.pack.layout.total + 1)
+
+    def _chunks(self) -> Iterator[tuple[BlockData, Chunk]]:
+        """All chunks of the full batch."""
+        return ((data, chunk) for data in self.data for chunk in data.chunks)
+
+    def _scale(self, data: BlockData, chunk: Chunk, rows: Tensor) -> Tensor:
+        """Factors ``(n, m)`` that make the loss the sum of squares of the rows ``(n, m)``."""
+        block = data.block
+        scale = rows.new_full(rows.shape, math.sqrt(block.weight / (data.n_rows * rows.shape[1])))
+        weights = self.attention.get(block.name)
+        if weights is not None:
+            where = slice(chunk.rows.start // block.group, chunk.rows.stop // block.group)
+            scale = scale * weights[where, None]
+        quadrature = chunk.points[0].data.get(QUADRATURE)
+        if quadrature is not None:
+            scale = scale * quadrature[:, None].sqrt()
+        return scale
+
     def _with_gradient(self) -> Iterator[list[Tensor]]:
         parameters = tuple(self.pack.parameters.values())
         for part, _ in self._parts():
-            gradients = torch.autograd.grad(part, parameters, allow_unused=True)
-            pieces = [
-                torch.zeros_like(p).reshape(-1) if g is None else g.reshape(-1)
-                for p, g in zip(parameters, gradients, strict=True)
-            ]
-            yield [part.detach(), torch.cat(pieces)]
+            yield [part.detach(), flat_gradient(part, parameters)]
 
     def _parts(self) -> Iterator[tuple[Tensor, str]]:
         """Every chunk's share of the loss; the rows' sizes are kept for the attention weights."""
@@ -228,6 +281,15 @@ class SystemObjective:
                     values = values * (quadrature[:, None] if values.ndim > 1 else quadrature)
                 width = values.shape[-1] if values.ndim > 1 else 1
                 yield values.sum() * (block.weight / (count * width)), block.name
+
+
+def flat_gradient(value: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+    """The gradient of a number as one vector; zero for parameters it does not depend on."""
+    gradients = torch.autograd.grad(value, parameters, allow_unused=True)
+    pieces = [
+        torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradients, strict=True)
+    ]
+    return torch.cat([piece.reshape(-1) for piece in pieces])
 
 
 def residual_rows(data: BlockData, system: System) -> Tensor:

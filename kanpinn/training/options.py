@@ -8,7 +8,13 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt, Le, Lt
 
 from kanpinn.errors import ConfigError
-from kanpinn.optimisers import AdamOptions, LBFGSOptions
+from kanpinn.optimisers import (
+    AdamOptions,
+    LBFGSOptions,
+    LevenbergMarquardtOptions,
+    SelfScaledBFGSOptions,
+    SelfScaledBroydenOptions,
+)
 
 Steps = Annotated[int, Ge(0)]
 
@@ -48,7 +54,24 @@ class LBFGSPhase(PhaseOptions, LBFGSOptions):
     """A phase of L-BFGS iterations on the full batch."""
 
 
-Phase = AdamPhase | LBFGSPhase
+@dataclass(frozen=True, kw_only=True)
+class SelfScaledBFGSPhase(PhaseOptions, SelfScaledBFGSOptions):
+    """A phase of self-scaled BFGS iterations on the full batch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelfScaledBroydenPhase(PhaseOptions, SelfScaledBroydenOptions):
+    """A phase of self-scaled Broyden iterations on the full batch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LevenbergMarquardtPhase(PhaseOptions, LevenbergMarquardtOptions):
+    """A phase of Levenberg-Marquardt steps on the full batch; losses must be sums of squares."""
+
+
+Phase = (
+    AdamPhase | LBFGSPhase | SelfScaledBFGSPhase | SelfScaledBroydenPhase | LevenbergMarquardtPhase
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,135 @@
+"""The exact Jacobian against autograd row by row, for every model and every kind of row."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from test_objective import Diffusion, Reaction, make, objective_of
+from tiny_runs import MODELS, RAGGED_COUPLED, Coupled
+from torch import Tensor
+
+from kanpinn.models import KANOptions
+from kanpinn.problem import Problem
+from kanpinn.residuals import evaluate_rows
+from kanpinn.sampling import QUADRATURE
+from kanpinn.training.accumulate import triangular_factor
+from kanpinn.training.objective import SystemObjective, flat_gradient
+
+
+def by_rows(objective: SystemObjective, theta: Tensor) -> tuple[Tensor, Tensor]:
+    """Residuals and Jacobian: one reverse pass through the loss's own graph for every row."""
+    objective.pack.write(theta)
+    parameters = tuple(objective.pack.parameters.values())
+    residuals, jacobian = [], []
+    for data in objective.data:
+        block, points = data.block, data.points
+        prepared = tuple(
+            {n: objective.system.parts[n].prepare(p.x, s, p.side) for n, s in data.specs.items()}
+            for p in points
+        )
+        rows = evaluate_rows(block, objective.system, points, prepared)
+        share = (block.weight / rows.numel()) ** 0.5
+        factor = torch.full_like(rows, share)
+        if block.name in objective.attention:
+            factor = factor * objective.attention[block.name][:, None]
+        if QUADRATURE in points[0].data:
+            factor = factor * points[0].data[QUADRATURE].sqrt()[:, None]
+        for value in (rows * factor).reshape(-1):
+            residuals.append(value.detach())
+            graph = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
+            pieces = [
+                torch.zeros_like(p) if g is None else g
+                for p, g in zip(parameters, graph, strict=True)
+            ]
+            jacobian.append(torch.cat([piece.reshape(-1) for piece in pieces]))
+    return torch.stack(residuals), torch.stack(jacobian)
+
+
+def compare(options: Any, problem: Problem, **more: Any) -> None:
+    system, blocks = make(options, problem, n=20)
+    objective, theta = objective_of(system, blocks, chunk=8, **more)
+    joined = torch.cat(list(objective.jacobian_rows(theta)))
+    found, jacobian = joined[:, -1], joined[:, :-1]
+    residuals, expected = by_rows(objective, theta)
+    scale = float(expected.abs().max())
+    assert float((jacobian - expected).abs().max()) <= 1e-10 * scale
+    torch.testing.assert_close(found, residuals, rtol=1e-11, atol=1e-13)
+    torch.testing.assert_close(objective.residuals(theta), residuals, rtol=1e-11, atol=1e-13)
+    u = torch.randn(len(residuals), dtype=theta.dtype, generator=torch.Generator().manual_seed(1))
+    product = objective.transposed_product(theta, u)
+    torch.testing.assert_close(product, expected.mT @ u, rtol=1e-10, atol=1e-10 * scale)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model(name: str) -> None:
+    compare(MODELS[name], Diffusion())
+
+
+def test_several_sites_equations_networks_means_and_scalars() -> None:
+    compare(KANOptions(width=2, order=5, intervals=2), Reaction())
+    compare(KANOptions(width=2, order=5, intervals=3, knots="free"), Reaction())
+
+
+def test_input_maps_and_ragged_free_knots() -> None:
+    options = KANOptions(
+        width=3, order=4, breakpoints=RAGGED_COUPLED, knots="free", knot_floor=0.01
+    )
+    compare(options, Coupled())
+
+
+def test_some_groups_only() -> None:
+    patterns = ["*layer1*", "scalars.*"]
+    compare(KANOptions(width=2, order=5, intervals=2), Reaction(), patterns=patterns)
+
+
+def test_attention_and_quadrature_weights() -> None:
+    system, blocks = make(KANOptions(width=2, order=5, intervals=2), Diffusion(), n=20)
+    weights = torch.linspace(0.5, 2.0, 20, dtype=torch.float64)
+    for points in blocks[0][1]:
+        points.data[QUADRATURE] = torch.linspace(2.0, 0.1, 20, dtype=torch.float64)  # type: ignore[index]
+    objective, theta = objective_of(system, blocks, attention={blocks[0][0].name: weights})
+    joined = torch.cat(list(objective.jacobian_rows(theta)))
+    residuals, expected = by_rows(objective, theta)
+    torch.testing.assert_close(joined[:, -1], residuals, rtol=1e-11, atol=1e-13)
+    torch.testing.assert_close(joined[:, :-1], expected, rtol=1e-10, atol=1e-10)
+    assert float(residuals.square().sum()) == pytest.approx(float(objective.loss(theta)), rel=1e-13)
+
+
+def test_triangle_is_that_of_the_whole_matrix_and_does_not_depend_on_threads() -> None:
+    system, blocks = make(KANOptions(width=2, order=5, intervals=2), Reaction(), n=700)
+    objective, theta = objective_of(system, blocks)
+    matrix = torch.cat(list(objective.jacobian_rows(theta)))
+    triangle = objective.triangle(theta)
+    assert torch.equal(triangle, triangle.triu())
+    gram = matrix.mT @ matrix
+    assert float((triangle.mT @ triangle - gram).norm() / gram.norm()) <= 1e-14
+    loss, gradient = objective.loss_and_gradient(theta)
+    assert float(triangle[:, -1].square().sum()) == pytest.approx(float(loss), rel=1e-13)
+    expected = 2 * triangle[:, :-1].mT @ triangle[:, -1]
+    torch.testing.assert_close(expected, gradient, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 9, 400])
+def test_triangular_factor_of_any_number_of_rows(rows: int) -> None:
+    matrix = torch.randn(rows, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    whole = triangular_factor(iter(matrix.split(7)), 9)
+    assert whole.shape == (9, 9)
+    torch.testing.assert_close(whole.mT @ whole, matrix.mT @ matrix, rtol=1e-13, atol=1e-13)
+
+
+def test_triangular_factor_keeps_small_singular_values() -> None:
+    """Those of the factor are those of the matrix to its round-off, not to that of its square."""
+    generator = torch.Generator().manual_seed(3)
+    left = torch.linalg.qr(torch.randn(300, 8, dtype=torch.float64, generator=generator)).Q
+    right = torch.linalg.qr(torch.randn(8, 8, dtype=torch.float64, generator=generator)).Q
+    values = torch.logspace(0, -12, 8, dtype=torch.float64)
+    found = torch.linalg.svdvals(triangular_factor((left * values @ right).split(40), 8))
+    torch.testing.assert_close(found, values, rtol=0, atol=1e-15)
+    assert abs(float(found[-1]) / 1e-12 - 1) < 1e-3
+
+
+def test_flat_gradient_of_what_does_not_depend() -> None:
+    a, b = (torch.ones(2, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    assert flat_gradient((3 * a).sum(), (a, b)).tolist() == [3, 3, 0, 0]
