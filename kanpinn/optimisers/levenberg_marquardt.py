@@ -108,8 +108,8 @@ class LevenbergMarquardt(Optimiser):
     Along ``d`` it measures the second derivative of the residuals, ``s = r''(theta)[d, d]``, by
     central differences, and adds half the acceleration ``a = -(J^T J + lambda D^2)^-1 J^T s``: the
     parabola ``theta + d + a/2`` follows a curved valley where the line ``theta + d`` leaves it. A
-    trial with ``2 |D a| > limit |D d|`` is refused without looking at the loss: the second order is then no
-    correction any more, and such steps are what saturates a network for good.
+    trial with ``2 |D a| > limit |D d|`` is refused without looking at the loss: the second
+    order is then no correction any more, and such steps are what saturates a network for good.
 
     The damping follows the ratio of the actual to the predicted fall of the loss (Nielsen). It
     starts at a multiple of the loss, which is where it is found to stay, on every level.

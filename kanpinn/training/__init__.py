@@ -9,8 +9,6 @@ from kanpinn.training.options import (
     LBFGSPhase,
     LevenbergMarquardtPhase,
     Phase,
-    SelfScaledBFGSPhase,
-    SelfScaledBroydenPhase,
     TargetOptions,
     TrainingOptions,
 )
@@ -34,8 +32,6 @@ __all__ = [
     "Refinement",
     "RunOptions",
     "RunState",
-    "SelfScaledBFGSPhase",
-    "SelfScaledBroydenPhase",
     "TargetOptions",
     "TrainingOptions",
     "build_hierarchy",
