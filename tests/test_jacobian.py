@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from kanpinn.residuals import evaluate_rows
 from kanpinn.sampling import QUADRATURE
 from kanpinn.training.accumulate import triangular_factor
 from kanpinn.training.objective import SystemObjective, flat_gradient
+from kanpinn.training.parallel import ordered_map
 
 
 def by_rows(objective: SystemObjective, theta: Tensor) -> tuple[Tensor, Tensor]:
@@ -97,7 +99,7 @@ def test_attention_and_quadrature_weights() -> None:
     assert float(residuals.square().sum()) == pytest.approx(float(objective.loss(theta)), rel=1e-13)
 
 
-def test_triangle_is_that_of_the_whole_matrix_and_does_not_depend_on_threads() -> None:
+def test_triangle_is_that_of_the_whole_matrix() -> None:
     system, blocks = make(KANOptions(width=2, order=5, intervals=2), Reaction(), n=700)
     objective, theta = objective_of(system, blocks)
     matrix = torch.cat(list(objective.jacobian_rows(theta)))
@@ -111,10 +113,15 @@ def test_triangle_is_that_of_the_whole_matrix_and_does_not_depend_on_threads() -
     torch.testing.assert_close(expected, gradient, rtol=1e-9, atol=1e-11)
 
 
+def factor_of(pieces: Sequence[Tensor], workers: int = 1) -> Tensor:
+    sizes = [len(piece) for piece in pieces]
+    return triangular_factor(pieces, lambda piece: piece, sizes, pieces[0].shape[1], workers)
+
+
 @pytest.mark.parametrize("rows", [1, 3, 9, 400])
 def test_triangular_factor_of_any_number_of_rows(rows: int) -> None:
     matrix = torch.randn(rows, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-    whole = triangular_factor(iter(matrix.split(7)), 9)
+    whole = factor_of(matrix.split(7))
     assert whole.shape == (9, 9)
     torch.testing.assert_close(whole.mT @ whole, matrix.mT @ matrix, rtol=1e-13, atol=1e-13)
 
@@ -125,9 +132,37 @@ def test_triangular_factor_keeps_small_singular_values() -> None:
     left = torch.linalg.qr(torch.randn(300, 8, dtype=torch.float64, generator=generator)).Q
     right = torch.linalg.qr(torch.randn(8, 8, dtype=torch.float64, generator=generator)).Q
     values = torch.logspace(0, -12, 8, dtype=torch.float64)
-    found = torch.linalg.svdvals(triangular_factor((left * values @ right).split(40), 8))
+    found = torch.linalg.svdvals(factor_of((left * values @ right).split(40)))
     torch.testing.assert_close(found, values, rtol=0, atol=1e-15)
     assert abs(float(found[-1]) / 1e-12 - 1) < 1e-3
+
+
+def test_workers_change_no_bit() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # only then is the work shared
+    try:
+        system, blocks = make(KANOptions(width=2, order=5, intervals=2), Reaction(), n=900)
+        triangles = []
+        for workers in (1, 2, 3):
+            objective, theta = objective_of(system, blocks, chunk=64, workers=workers)
+            triangles.append(objective.triangle(theta))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(triangles[0], other) for other in triangles[1:])
+
+
+def test_an_error_in_a_worker_is_raised() -> None:
+    def fails(number: int) -> int:
+        return 1 // number
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with pytest.raises(ZeroDivisionError):
+            list(ordered_map(fails, [2, 1, 0, 3], 2))
+        assert list(ordered_map(lambda n: -n, range(7), 3)) == [-n for n in range(7)]
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_flat_gradient_of_what_does_not_depend() -> None:

@@ -93,13 +93,12 @@ def _place(prepared: Prepared, out: str | Path | None, resume: bool) -> RunFolde
 def _threads(prepared: Prepared) -> Iterator[None]:
     """PyTorch's threads while a run goes on.
 
-    Without a number in the config: one below ``SMALL_MODEL`` parameters, where the work of an
-    operation is not worth sharing (and waiting for a busy core costs most), else PyTorch's choice.
+    One below ``SMALL_MODEL`` parameters, where the work of an operation is not worth sharing (and
+    waiting for a busy core costs most): the threads then share the Jacobian's slabs of points.
     """
     before = torch.get_num_threads()
-    number = prepared.config.threads
-    if number is None and prepared.run.hierarchy.levels[-1].n_parameters < SMALL_MODEL:
-        number = 1
+    small = prepared.run.hierarchy.levels[-1].n_parameters < SMALL_MODEL
+    number = 1 if small else prepared.config.threads
     if number is not None:
         torch.set_num_threads(number)
     try:
@@ -212,7 +211,7 @@ class _Session:
         if self.options.device.type == "cuda":
             device += f" ({torch.cuda.get_device_name(self.options.device)})"
         else:
-            threads = torch.get_num_threads()
+            threads = max(torch.get_num_threads(), self.options.workers)
             device += f" ({threads} thread{'s' if threads > 1 else ''})"
         config = self.prepared.config
         self._note(f"device {device}, {config.dtype}, seed {config.seed}")

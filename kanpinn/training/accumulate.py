@@ -12,6 +12,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from kanpinn.training.parallel import ordered_map
+
+S = TypeVar("S")
 T = TypeVar("T")
 
 SLAB = 4  # rows of a slab per column: stacking triangles then costs little beside the slabs
@@ -26,38 +29,53 @@ def tree_sum(items: Iterable[Sequence[Tensor]]) -> list[Tensor]:
     return _reduce((list(item) for item in items), _add)
 
 
-def triangular_factor(rows: Iterable[Tensor], columns: int) -> Tensor:
-    """``R`` with ``R^T R = A^T A``, ``(columns, columns)``, of a tall matrix given in pieces.
+def triangular_factor(
+    pieces: Sequence[S],
+    rows: Callable[[S], Tensor],
+    sizes: Sequence[int],
+    columns: int,
+    workers: int = 1,
+) -> Tensor:
+    """``R`` with ``R^T R = A^T A``, ``(columns, columns)``, of a tall matrix made in pieces.
 
     Householder QR of slabs of rows, then of stacked pairs of triangles (TSQR: Demmel et al.,
-    doi:10.1137/080731992). ``A`` is never held as a whole: ``SLAB * columns`` of its rows are.
+    doi:10.1137/080731992). ``A`` is never held as a whole: ``workers`` slabs of ``SLAB * columns``
+    of its rows are. The result does not depend on the number of workers.
 
     Args:
-        rows: pieces ``(any, columns)`` of ``A``, in order.
+        pieces: what ``A`` is made from, in order.
+        rows: makes a piece's rows ``(size, columns)``; called from several threads.
+        sizes: number of rows of each piece.
         columns: their width.
+        workers: slabs worked on at a time.
 
     Raises:
         ValueError: if there is no piece.
     """
-    triangles = (torch.linalg.qr(slab, mode="r").R for slab in _slabs(rows, SLAB * columns))
+
+    def triangle(slab: Sequence[S]) -> Tensor:
+        return torch.linalg.qr(torch.cat([rows(piece) for piece in slab]), mode="r").R
+
+    slabs = _slabs(pieces, sizes, SLAB * columns)
+    triangles = ordered_map(triangle, slabs, workers)
     r = _reduce(triangles, lambda a, b: torch.linalg.qr(torch.cat([a, b]), mode="r").R)
     if len(r) < columns:  # fewer rows than columns
         r = torch.cat([r, r.new_zeros(columns - len(r), columns)])
     return r
 
 
-def _slabs(rows: Iterable[Tensor], size: int) -> Iterator[Tensor]:
-    """The same rows in pieces of at least ``size`` rows, but for the last."""
-    held: list[Tensor] = []
+def _slabs(pieces: Sequence[S], sizes: Sequence[int], least: int) -> Iterator[list[S]]:
+    """The same pieces in groups of at least ``least`` rows, but for the last."""
+    held: list[S] = []
     count = 0
-    for piece in rows:
+    for piece, size in zip(pieces, sizes, strict=True):
         held.append(piece)
-        count += len(piece)
-        if count >= size:
-            yield torch.cat(held)
+        count += size
+        if count >= least:
+            yield held
             held, count = [], 0
     if held:
-        yield torch.cat(held)
+        yield held
 
 
 def _reduce(items: Iterable[T], combine: Callable[[T, T], T]) -> T:

@@ -44,6 +44,7 @@ class LevelContext:
         held_out: judges iterates.
         errors: against the reference.
         seed: of mini-batches.
+        workers: threads that share the Jacobian.
     """
 
     system: System
@@ -51,6 +52,7 @@ class LevelContext:
     held_out: HeldOut
     errors: ReferenceErrors
     seed: int
+    workers: int = 1
 
 
 class Trainer:
@@ -130,7 +132,12 @@ class Trainer:
                 return batch_indices(data.n_rows, size, seed, step, data.block.name)
 
         return SystemObjective(
-            self.context.system, pack, self.context.data, self.state.attention, batch
+            self.context.system,
+            pack,
+            self.context.data,
+            self.state.attention,
+            batch,
+            self.context.workers,
         )
 
     def _accept(

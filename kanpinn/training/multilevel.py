@@ -46,6 +46,7 @@ class RunOptions:
     seed: int = 0
     dtype: torch.dtype = torch.float64
     device: torch.device = torch.device("cpu")  # noqa: RUF009 - immutable
+    workers: int = 1  # threads that share the Jacobian; no result depends on them
 
 
 class MultilevelRun:
@@ -161,7 +162,7 @@ class MultilevelRun:
             self.problem, self.blocks, points, options.sampling, system, options.seed, chunk
         )
         errors = ReferenceErrors(self.problem, self._trained_on(level), like.detach())
-        return LevelContext(system, data, held_out, errors, options.seed)
+        return LevelContext(system, data, held_out, errors, options.seed, options.workers)
 
     def n_points(self, block: ResidualBlock, level: Level) -> int:
         """Points of a block on a level: whole groups of the sampling options' count."""

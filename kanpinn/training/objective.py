@@ -170,6 +170,7 @@ class SystemObjective:
         data: blocks with their points.
         attention: row weights ``w`` per block name, ``(n_rows,)``; ones where missing.
         batch: picks rows of a block for a mini-batch; ``None`` for all rows.
+        workers: threads that share the Jacobian; no result depends on them.
     """
 
     def __init__(
@@ -179,8 +180,10 @@ class SystemObjective:
         data: Sequence[BlockData],
         attention: Mapping[str, Tensor] | None = None,
         batch: Callable[[BlockData], Tensor | None] | None = None,
+        workers: int = 1,
     ) -> None:
         self.system, self.pack, self.data = system, pack, tuple(data)
+        self.workers = workers
         self.attention = dict(attention or {})
         self.batch = batch
         self.rows: dict[str, list[tuple[slice | Tensor, Tensor]]] = {}
@@ -211,13 +214,7 @@ class SystemObjective:
     def jacobian_rows(self, theta: Tensor) -> Iterator[Tensor]:
         """Pieces ``(any, n + 1)`` of ``[J | r]``, the Jacobian beside the residuals."""
         self.pack.write(theta)
-        for data, chunk in self._chunks():
-            rows, jacobian = rows_with_jacobian(
-                data.block, self.system, chunk.points, chunk.prepared, self.pack.layout
-            )
-            scale = self._scale(data, chunk, rows)
-            joined = torch.cat([jacobian, rows[..., None]], -1) * scale[..., None]
-            yield joined.flatten(0, 1)
+        return map(self._jacobian_piece, self._chunks())
 
     def transposed_product(self, theta: Tensor, u: Tensor) -> Tensor:
         """``J^T u`` ``(n,)`` for ``u`` of the shape of the residuals, ``(N,)``."""
@@ -234,7 +231,21 @@ class SystemObjective:
 
     def triangle(self, theta: Tensor) -> Tensor:
         """``R`` of a QR decomposition of ``[J | r]`` at ``theta``, ``(n + 1, n + 1)``."""
-        return triangular_factor(self.jacobian_rows(theta), self.pack.layout.total + 1)
+        self.pack.write(theta)
+        chunks = list(self._chunks())
+        sizes = [len(chunk.points[0]) // data.block.group for data, chunk in chunks]
+        columns = self.pack.layout.total + 1
+        return triangular_factor(chunks, self._jacobian_piece, sizes, columns, self.workers)
+
+    def _jacobian_piece(self, piece: tuple[BlockData, Chunk]) -> Tensor:
+        """``[J | r]`` of one chunk, ``(any, n + 1)``, at the parameters as they stand."""
+        data, chunk = piece
+        rows, jacobian = rows_with_jacobian(
+            data.block, self.system, chunk.points, chunk.prepared, self.pack.layout
+        )
+        scale = self._scale(data, chunk, rows)
+        joined = torch.cat([jacobian, rows[..., None]], -1) * scale[..., None]
+        return joined.flatten(0, 1)
 
     def _chunks(self) -> Iterator[tuple[BlockData, Chunk]]:
         """All chunks of the full batch."""
