@@ -16,7 +16,7 @@ from typing import Annotated, Literal
 
 import numpy as np
 import torch
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Gt, Le, Lt
 from numpy.typing import NDArray
 from scipy.stats import qmc
 from torch import Tensor
@@ -45,6 +45,17 @@ class Grading:
 
 
 @dataclass(frozen=True)
+class AdaptiveSampling:
+    """A share of the interior points, drawn where the residual is large at a level's start."""
+
+    share: Annotated[float, Gt(0.0), Lt(1.0), "Share of the interior points"] = 0.4
+    exponent: Annotated[float, Gt(0.0), "Points are as dense as this power of the residual"] = 1.0
+    pool: Annotated[
+        float, Ge(2.0), Le(100.0), "Points the share is drawn from, as a multiple of all points"
+    ] = 10.0
+
+
+@dataclass(frozen=True)
 class SamplingOptions:
     """How many points of which kind, and how they are spread."""
 
@@ -67,6 +78,10 @@ class SamplingOptions:
     grading: Annotated[
         tuple[Grading, ...], "Shares of the interior points that are denser around a plane"
     ] = ()
+    adaptive: Annotated[
+        AdaptiveSampling | None,
+        "A share of the interior points drawn by residual, from the second level on",
+    ] = None
 
     def __post_init__(self) -> None:
         if sum(entry.share for entry in self.grading) > 1.0 + 1e-12:

@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,14 @@ from kanpinn.models import KANOptions, KnotLayer
 from kanpinn.optimisers import StopReason
 from kanpinn.provenance import describe_problem, gather
 from kanpinn.residuals import System
-from kanpinn.training import MultilevelRun, RunState, predict
+from kanpinn.sampling import AdaptiveSampling, SamplingOptions
+from kanpinn.training import (
+    LevenbergMarquardtPhase,
+    MultilevelRun,
+    RunState,
+    TrainingOptions,
+    predict,
+)
 from kanpinn.training.state import LevelState
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -233,6 +241,19 @@ RESUMED = {
     "multichannel": (Plain(), options(MODELS["multichannel"])),
     "float32": (Plain(), options(MODELS["kan"], dtype=torch.float32)),
     "coupled": (Coupled(), options(COUPLED)),
+    "least squares, adaptive points": (
+        Plain(),
+        replace(
+            options(MODELS["kan free"]),
+            training=TrainingOptions(
+                levels=2,
+                phases=(LevenbergMarquardtPhase(steps=10),),
+                log_every=2,
+                checkpoint_every=3,
+            ),
+            sampling=SamplingOptions(interior=60, held_out=50, adaptive=AdaptiveSampling()),
+        ),
+    ),
 }
 
 

@@ -22,7 +22,7 @@ from kanpinn.models import KANOptions, KnotNetwork, MLPOptions, ModelOptions, Mu
 from kanpinn.optimisers import StopReason
 from kanpinn.problem import Problem, build_system
 from kanpinn.residuals import ResidualBlock, Site, System
-from kanpinn.sampling import Grading, SamplingOptions
+from kanpinn.sampling import AdaptiveSampling, Grading, SamplingOptions
 from kanpinn.training import (
     AdamPhase,
     AttentionOptions,
@@ -43,6 +43,7 @@ from kanpinn.training.multilevel import check_blocks
 from kanpinn.training.objective import ParameterPack, SystemObjective, residual_rows
 
 SAMPLING = SamplingOptions(interior=24, boundary=4, held_out=20)
+ADAPTIVE = replace(SAMPLING, adaptive=AdaptiveSampling())
 MODEL = KANOptions(width=2, order=4, intervals=2)
 
 
@@ -87,6 +88,10 @@ def options(
 
 def lbfgs(steps: int | tuple[int, ...] = 4, **more: Any) -> Phase:
     return LBFGSPhase(steps=steps, **more)
+
+
+def lm(steps: int | tuple[int, ...] = 4, **more: Any) -> Phase:
+    return LevenbergMarquardtPhase(steps=steps, **more)
 
 
 def adam(steps: int | tuple[int, ...] = 4, **more: Any) -> Phase:
@@ -450,6 +455,8 @@ RUNS: dict[str, tuple[type[Problem], RunOptions]] = {
         options([adam(2), lbfgs(2), adam(1)], levels=2, attention=ATTENTION),
     ),
     "mlp": (Line, options([adam(3), lbfgs(3)], MLPOptions(width=4))),
+    "least squares": (Inverse, options([lm(4)], replace(MODEL, knots="free"), levels=2)),
+    "adaptive points": (Line, options([lm(3)], levels=3, sampling=ADAPTIVE)),
 }
 
 

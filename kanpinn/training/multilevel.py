@@ -21,6 +21,7 @@ from kanpinn.problem import Problem, build_system
 from kanpinn.residuals import ResidualBlock, System, required_jets
 from kanpinn.sampling import SamplingOptions, sample, sample_graded, stream
 from kanpinn.splines import Knots
+from kanpinn.training.adaptive import adapt_points
 from kanpinn.training.evaluation import ReferenceErrors, held_out_data, predict
 from kanpinn.training.hierarchy import Hierarchy, Level, Refinement, build_hierarchy, refine_system
 from kanpinn.training.loop import LevelContext, Trainer
@@ -180,14 +181,34 @@ class MultilevelRun:
         return [site for entry in levels for b in self.blocks for site in self._points(b, entry)]
 
     def _points(self, block: ResidualBlock, level: Level) -> tuple[Points, ...]:
-        sampling, region = self.options.sampling, block.region
+        options, sampling = self.options, self.options.sampling
         count = self.n_points(block, level)
-        seed = stream(self.options.seed, "train", block.name, level.index)
-        options = self.options
         if block.group > 1:  # a mean needs equal weights
-            return sample(region, count, "sobol", seed, options.dtype, options.device)
-        names = self.problem.domain.names
-        return sample_graded(region, count, sampling, names, seed, options.dtype, options.device)
+            seed = stream(options.seed, "train", block.name, level.index)
+            return sample(block.region, count, "sobol", seed, options.dtype, options.device)
+        coarse, adaptive = self._trained_before(level), sampling.adaptive
+        whole = block.region.kind != "interior" or block.region.n_distinct is not None
+        if adaptive is None or coarse is None or whole or not block.equation:
+            return self._spread(block, count, level, "train")
+        drawn = round(adaptive.share * count)
+        (base,) = self._spread(block, count - drawn, level, "train")
+        (pool,) = self._spread(block, round(adaptive.pool * count), level, "pool")
+        seed = stream(options.seed, "adaptive", block.name, level.index)
+        return (adapt_points(block, base, pool, drawn, coarse, adaptive, seed),)
+
+    def _spread(
+        self, block: ResidualBlock, count: int, level: Level, purpose: str
+    ) -> tuple[Points, ...]:
+        """Points of a block without regard to its residual."""
+        options, names = self.options, self.problem.domain.names
+        seed = stream(options.seed, purpose, block.name, level.index)
+        dtype, device = options.dtype, options.device
+        return sample_graded(block.region, count, options.sampling, names, seed, dtype, device)
+
+    def _trained_before(self, level: Level) -> System | None:
+        """The networks of the last level trained before this one, if there is one."""
+        earlier = [entry for entry in self.state.levels if entry.record.level < level.index]
+        return earlier[-1].system if earlier else None
 
     def _compare(self, coarse: System, context: LevelContext, record: LevelRecord) -> None:
         """Loss before and after the prolongation, on the new level's points, and the change."""
