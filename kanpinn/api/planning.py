@@ -11,7 +11,12 @@ import torch
 from kanpinn.api.preparation import Prepared
 from kanpinn.jets import JetSpec
 from kanpinn.models import KnotNetwork
-from kanpinn.optimisers import LBFGSOptions, LevenbergMarquardtOptions
+from kanpinn.optimisers import (
+    LBFGSOptions,
+    LevenbergMarquardtOptions,
+    SelfScaledBFGSOptions,
+    SelfScaledBroydenOptions,
+)
 from kanpinn.problem import build_system
 from kanpinn.residuals import System, required_jets
 from kanpinn.training import Level
@@ -21,6 +26,7 @@ from kanpinn.training.objective import CHUNK_BYTES, FEATURE_CACHE_BYTES
 MIB = 2.0**20
 CHUNK_COPIES = 12  # jets of one chunk alive in a gradient: values, products and their adjoints
 JACOBIAN_COPIES = 3  # of a slab of the Jacobian: its pieces, the slab, its factorisation
+DENSE_COPIES = 2  # of an inverse Hessian: before and after its update
 ADAM_VECTORS = 6  # of the parameters' length: theta, gradient, two moments, best, trial
 
 
@@ -114,6 +120,8 @@ def _vectors(prepared: Prepared, level: Level) -> int:
     """Vectors as long as the parameters that the greediest phase keeps."""
     phases = [p for p in prepared.config.training.phases if p.steps_on(level.index)]
     memories = [2 * p.history + 8 for p in phases if isinstance(p, LBFGSOptions)]
+    if any(isinstance(p, SelfScaledBFGSOptions | SelfScaledBroydenOptions) for p in phases):
+        memories.append(DENSE_COPIES * level.n_parameters + 8)
     if any(isinstance(p, LevenbergMarquardtOptions) for p in phases):
         memories.append(JACOBIAN_COPIES * SLAB * level.n_parameters)
     return max([ADAM_VECTORS, *memories])

@@ -27,13 +27,27 @@ from kanpinn.optimisers.schedules import (
     Schedule,
     StepSchedule,
 )
+from kanpinn.optimisers.self_scaled import (
+    SelfScaledBFGS,
+    SelfScaledBFGSOptions,
+    SelfScaledBroyden,
+    SelfScaledBroydenOptions,
+)
 
-AnyOptimiserOptions: TypeAlias = AdamOptions | LBFGSOptions | LevenbergMarquardtOptions
+AnyOptimiserOptions: TypeAlias = (
+    AdamOptions
+    | LBFGSOptions
+    | SelfScaledBFGSOptions
+    | SelfScaledBroydenOptions
+    | LevenbergMarquardtOptions
+)
 """The options of all registered optimisers, told apart by their field ``optimiser``."""
 
 OPTIMISERS: dict[str, type[Optimiser]] = {
     "adam": Adam,
     "lbfgs": LBFGS,
+    "ssbfgs": SelfScaledBFGS,
+    "ssbroyden": SelfScaledBroyden,
     "lm": LevenbergMarquardt,
 }
 """Optimiser classes by the name in their options; each takes its options as only argument."""
@@ -72,6 +86,10 @@ __all__ = [
     "OptimiserOptions",
     "ParameterLayout",
     "Schedule",
+    "SelfScaledBFGS",
+    "SelfScaledBFGSOptions",
+    "SelfScaledBroyden",
+    "SelfScaledBroydenOptions",
     "State",
     "StepResult",
     "StepSchedule",

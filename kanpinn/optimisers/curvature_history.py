@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import final
 
 import torch
 from torch import Tensor
 
+from kanpinn.optimisers.base import State
+from kanpinn.optimisers.quasi_newton_memory import Curvature, Notes, Pair
 
+
+@final
 @dataclass(frozen=True)
-class CurvatureHistory:
+class CurvatureHistory(Curvature):
     """Pairs ``s = theta' - theta``, ``y = g' - g`` in the first ``count`` rows, oldest first.
 
     ``products[i, j] = s_i . y_j`` is kept for ``i <= j < count``. A full history drops its oldest
@@ -29,6 +35,23 @@ class CurvatureHistory:
         return CurvatureHistory(
             theta.new_zeros(size, n), theta.new_zeros(size, n), theta.new_zeros(size, size), 0
         )
+
+    @staticmethod
+    def read(state: Mapping[str, Tensor], count: int) -> CurvatureHistory:
+        """What ``write`` gave, with ``count`` rows in use."""
+        return CurvatureHistory(state["s_history"], state["y_history"], state["products"], count)
+
+    def write(self) -> State:
+        """See ``Curvature.write``."""
+        return {"s_history": self.s, "y_history": self.y, "products": self.products}
+
+    def cleared(self) -> CurvatureHistory:
+        """See ``Curvature.cleared``."""
+        return replace(self, count=0)
+
+    def learn(self, pair: Pair) -> tuple[CurvatureHistory, Notes]:
+        """See ``Curvature.learn``; only the differences are used."""
+        return self.append(pair.s, pair.y), ()
 
     def append(self, s: Tensor, y: Tensor) -> CurvatureHistory:
         """The history with one more pair (each (n,))."""

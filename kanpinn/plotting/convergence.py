@@ -23,6 +23,8 @@ SCALAR = "scalar."
 PHASE_NAMES = {
     "adam": "Adam",
     "lbfgs": "L-BFGS",
+    "ssbfgs": "self-scaled BFGS",
+    "ssbroyden": "self-scaled Broyden",
     "lm": "Levenberg-Marquardt",
 }
 NARROWEST_LABEL = 0.03  # of the axis: closer labels of levels would touch

@@ -9,6 +9,8 @@ from kanpinn.training.options import (
     LBFGSPhase,
     LevenbergMarquardtPhase,
     Phase,
+    SelfScaledBFGSPhase,
+    SelfScaledBroydenPhase,
     TargetOptions,
     TrainingOptions,
 )
@@ -32,6 +34,8 @@ __all__ = [
     "Refinement",
     "RunOptions",
     "RunState",
+    "SelfScaledBFGSPhase",
+    "SelfScaledBroydenPhase",
     "TargetOptions",
     "TrainingOptions",
     "build_hierarchy",

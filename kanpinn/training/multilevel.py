@@ -250,7 +250,7 @@ def check_blocks(blocks: Sequence[ResidualBlock], training: TrainingOptions) -> 
         if general and isinstance(phase, LevenbergMarquardtPhase):
             raise ConfigError(
                 f"training.phases.{number}.optimiser: {phase.optimiser} minimises sums of squares, "
-                f"and {general[0]!r} has a loss of its own; allowed: adam, lbfgs"
+                f"and {general[0]!r} has a loss of its own; allowed: adam, lbfgs, ssbfgs, ssbroyden"
             )
 
 

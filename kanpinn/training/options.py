@@ -12,6 +12,8 @@ from kanpinn.optimisers import (
     AdamOptions,
     LBFGSOptions,
     LevenbergMarquardtOptions,
+    SelfScaledBFGSOptions,
+    SelfScaledBroydenOptions,
 )
 
 Steps = Annotated[int, Ge(0)]
@@ -53,11 +55,23 @@ class LBFGSPhase(PhaseOptions, LBFGSOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SelfScaledBFGSPhase(PhaseOptions, SelfScaledBFGSOptions):
+    """A phase of self-scaled BFGS iterations on the full batch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelfScaledBroydenPhase(PhaseOptions, SelfScaledBroydenOptions):
+    """A phase of self-scaled Broyden iterations on the full batch."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class LevenbergMarquardtPhase(PhaseOptions, LevenbergMarquardtOptions):
     """A phase of Levenberg-Marquardt steps on the full batch; losses must be sums of squares."""
 
 
-Phase = AdamPhase | LBFGSPhase | LevenbergMarquardtPhase
+Phase = (
+    AdamPhase | LBFGSPhase | SelfScaledBFGSPhase | SelfScaledBroydenPhase | LevenbergMarquardtPhase
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,29 +1,75 @@
-"""What L-BFGS remembers between steps, and how it lies in the flat state."""
+"""What a quasi-Newton method remembers between steps, and how it lies in the flat state."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from kanpinn.optimisers.base import State
-from kanpinn.optimisers.curvature_history import CurvatureHistory
 from kanpinn.optimisers.line_search import Trial
+
+Notes: TypeAlias = tuple[str, ...]
 
 _COUNTERS = ("pairs", "evaluated", "stalled", "restarts", "iteration")
 
 
 @dataclass(frozen=True)
-class Memory:
-    """The state of ``LBFGS`` with host copies of the numbers its decisions need.
+class Pair:
+    """What an accepted step of ``a`` along ``d = -H g`` says about the curvature.
+
+    The Hessian ``B = H^-1`` that the step believed in gives ``B s = -a g``, without an inverse.
+    """
+
+    s: Tensor  # (n,), the difference of the parameters
+    y: Tensor  # (n,), the difference of the gradients
+    step: float  # a
+    gradient: Tensor  # (n,), g, at the start of the step
+
+
+class Curvature(ABC):
+    """An approximation H of the inverse Hessian, learnt from pairs of differences; immutable.
 
     Attributes:
-        history: the pairs of differences.
+        count: pairs in use; 0: nothing is known.
+    """
+
+    count: int
+
+    @abstractmethod
+    def direction(self, gradient: Tensor) -> Tensor:
+        """``-H gradient`` (n,)."""
+
+    @abstractmethod
+    def learn(self, pair: Pair) -> tuple[Curvature, Notes]:
+        """With one more pair, whose ``s.y`` is positive; and what happened beside that."""
+
+    @abstractmethod
+    def cleared(self) -> Curvature:
+        """Without any pairs."""
+
+    @abstractmethod
+    def write(self) -> State:
+        """The tensors it consists of, by name."""
+
+
+ReadCurvature: TypeAlias = Callable[[Mapping[str, Tensor], int], Curvature]
+"""From the flat state and the number of pairs in use."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The state of ``QuasiNewton`` with host copies of the numbers its decisions need.
+
+    Attributes:
+        curvature: the approximation of the inverse Hessian.
         point: the last evaluation (step 0, slope g.g), None if there was none yet.
-        scale: s.y / y.y of the newest pair, kept when the history is cleared; 0 if there was none.
+        scale: s.y / y.y of the newest pair, kept when pairs are cleared; 0 if there was none.
         best_theta: where the loss was lowest (n,), or the start if it was never finite.
         best_loss: the loss there; inf if it was never finite.
         reference_loss: the loss when progress was last seen.
@@ -33,7 +79,7 @@ class Memory:
         iteration: accepted steps so far.
     """
 
-    history: CurvatureHistory
+    curvature: Curvature
     point: Trial | None
     best_theta: Tensor
     scale: float = 0.0
@@ -45,7 +91,7 @@ class Memory:
     iteration: int = 0
 
     @staticmethod
-    def read(state: Mapping[str, Tensor]) -> Memory:
+    def read(state: Mapping[str, Tensor], curvature: ReadCurvature) -> Memory:
         """From the flat state, waiting for the device twice."""
         pairs, evaluated, stalled, restarts, iteration = torch.stack(
             [state[name] for name in _COUNTERS]
@@ -59,9 +105,7 @@ class Memory:
         ).tolist()
         point = Trial(0.0, value, square, state["theta"], loss, gradient)
         return Memory(
-            history=CurvatureHistory(
-                state["s_history"], state["y_history"], state["products"], pairs
-            ),
+            curvature=curvature(state, pairs),
             point=point if evaluated else None,
             best_theta=state["best_theta"],
             scale=scale,
@@ -74,7 +118,7 @@ class Memory:
         )
 
     def write(self) -> State:
-        """As the flat state; the class ``LBFGS`` documents it."""
+        """As the flat state; the class ``QuasiNewton`` documents it."""
         like, point = self.best_theta, self.point
 
         def counter(value: int) -> Tensor:
@@ -87,15 +131,13 @@ class Memory:
             "theta": like if point is None else point.theta,
             "loss": like.new_full((), math.inf) if point is None else point.loss,
             "gradient": torch.zeros_like(like) if point is None else point.gradient,
-            "s_history": self.history.s,
-            "y_history": self.history.y,
-            "products": self.history.products,
+            **self.curvature.write(),
             "scale": number(self.scale),
             "best_theta": like,
             "best_loss": number(self.best_loss),
             "reference_loss": number(self.reference_loss),
             "reference_norm": number(self.reference_norm),
-            "pairs": counter(self.history.count),
+            "pairs": counter(self.curvature.count),
             "evaluated": counter(0 if point is None else 1),
             "stalled": counter(self.stalled),
             "restarts": counter(self.restarts),
@@ -104,7 +146,7 @@ class Memory:
 
     def cleared(self) -> Memory:
         """The same without any pairs."""
-        return replace(self, history=replace(self.history, count=0))
+        return replace(self, curvature=self.curvature.cleared())
 
     def at(self, point: Trial) -> Memory:
         """With ``point`` (slope g.g) the last evaluation, and the best one if it is lower."""
