@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from kanpinn.geometry import Box, Domain, FixedPoints, Points, Region
     from kanpinn.io.scaling import AffineScaling, split
     from kanpinn.io.tables import read_table
-    from kanpinn.models import KAN, MLP, Abs, Asinh, Formula, MultichannelMLP
+    from kanpinn.models import KAN, MLP, Abs, Asinh, Formula, MultichannelMLP, Step
     from kanpinn.problem import Problem, Scaling
     from kanpinn.residuals import ResidualBlock, Site
     from kanpinn.sampling import stream
@@ -55,7 +55,7 @@ _HOMES = {
     "kanpinn.geometry": ("Box", "Domain", "FixedPoints", "Points", "Region"),
     "kanpinn.io.scaling": ("AffineScaling", "split"),
     "kanpinn.io.tables": ("read_table",),
-    "kanpinn.models": ("KAN", "MLP", "Abs", "Asinh", "Formula", "MultichannelMLP"),
+    "kanpinn.models": ("KAN", "MLP", "Abs", "Asinh", "Formula", "MultichannelMLP", "Step"),
     "kanpinn.problem": ("Problem", "Scaling"),
     "kanpinn.residuals": ("ResidualBlock", "Site"),
     "kanpinn.sampling": ("stream",),
@@ -94,6 +94,7 @@ __all__ = [
     "Site",
     "Solution",
     "SolveResult",
+    "Step",
     "__version__",
     "load",
     "read_table",

@@ -67,6 +67,8 @@ _ARITY: Mapping[str, int] = {
     "maximum": 2,
     "where": 3,
 }
+PIECEWISE = frozenset({"abs", "sign", "minimum", "maximum", "where"})
+"""Functions made of branches, between which a value or a slope may jump."""
 _CHAIN: Mapping[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -183,6 +185,7 @@ class _Checker:
         self.source = source
         self.allowed = tuple(allowed)
         self.used: set[str] = set()
+        self.functions: set[str] = set()
         self.start = len(source) - len(source.lstrip())
 
     def parse(self) -> _Part:
@@ -394,6 +397,7 @@ class _Checker:
             if name in self.allowed or name in CONSTANTS:
                 self.refuse(f"{name!r} is not a function (a product needs *)", node.col_offset)
             self._unknown("function", name, list(_ARITY), node.col_offset)
+        self.functions.add(name)
         if node.keywords or len(arguments) != _ARITY[name]:
             self.refuse(
                 f"{name!r} takes {_ARITY[name]} argument(s) and no keywords", node.col_offset
@@ -442,11 +446,13 @@ class Expression:
     Attributes:
         source: the text.
         variables: the names it uses, in the order in which they were allowed.
+        piecewise: whether it uses a function of :data:`PIECEWISE`, so that it may kink or jump.
     """
 
     source: str
     variables: tuple[str, ...]
     _root: _Part = field(repr=False, compare=False)
+    piecewise: bool = field(default=False, compare=False)
 
     @classmethod
     def parse(cls, source: str | float | int, allowed: Sequence[str]) -> Expression:
@@ -467,7 +473,8 @@ class Expression:
         text = source if isinstance(source, str) else _number_text(source)
         checker = _Checker(text, allowed)
         root = checker.parse()
-        return cls(text, tuple(name for name in allowed if name in checker.used), root)
+        variables = tuple(name for name in allowed if name in checker.used)
+        return cls(text, variables, root, not checker.functions.isdisjoint(PIECEWISE))
 
     def __call__(self, /, **values: Any) -> Any:
         """Evaluate at the given variables (others are ignored).

@@ -6,8 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from kanpinn.conditions import (
@@ -31,16 +33,19 @@ from kanpinn.models import (
     Asinh,
     Coordinate,
     FieldNetwork,
+    Formula,
     Inputs,
     KANOptions,
     OutputMap,
+    Step,
     build_network,
 )
 from kanpinn.models.inputs import AnyInputMap
 from kanpinn.models.inputs import Periodic as PeriodicInput
 from kanpinn.problem import Problem, Scaling, build_system
 from kanpinn.residuals import Coordinates, Site, System
-from kanpinn.sampling import sample, stream
+from kanpinn.sampling import SamplingOptions, sample, stream
+from kanpinn.training import LevenbergMarquardtPhase, MultilevelRun, RunOptions, TrainingOptions
 from kanpinn.training.objective import BlockData, residual_rows
 
 LINE = Box((-1.0,), (1.0,))
@@ -216,6 +221,54 @@ def test_flux_jump_along_the_interface_of_a_jumping_field() -> None:
     """``where(side...)`` in the value, evaluated on the plus side."""
     condition = FluxJump(on="x=0", value="where(side > 0, 3.0, 99.0)")
     assert largest(condition, CUT, kinked(0.0, 1.5)) <= 1e-12
+
+
+class Stepped(Problem):
+    """``u'' = 0`` on either side of ``x = 0.25``, where u and its flux jump.
+
+    ``u = 0`` at -1 and ``u = 1 + 3/4 slope`` at 1, so that ``u = 0`` left of the interface and
+    ``1 + slope (x - 1/4)`` right of it.
+    """
+
+    domain = Box((-1.0,), (1.0,), interfaces={"x": (0.25,)})
+
+    def __init__(self, inputs: Sequence[str | AnyInputMap], slope: float) -> None:
+        self.inputs, self.slope = inputs, slope
+        self.conditions = (
+            Dirichlet(on="x.lower"),
+            Dirichlet(on="x.upper", value=1.0 + 0.75 * slope),
+            Jump(on="x=0.25", value=1.0),
+            FluxJump(on="x=0.25", value=slope),
+        )
+
+    def residual(self, p: Site) -> Tensor:
+        return p.u.xx
+
+    def reference(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
+        right = 1.0 + self.slope * (x[:, 0] - 0.25)
+        return np.where(x[:, 0] < 0.25, 0.0, right)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "slope"),
+    [
+        (("x", Step(of="x", at=0.25)), 0.0),
+        (("x", Formula(formula="sign(x - 0.25)", range=(-1.0, 1.0))), 0.0),
+        (("x", Formula(formula="where(x < 0.25, -1, 1)", range=(-1.0, 1.0))), 0.0),
+        (("x", Abs(of="x", at=0.25), Step(of="x", at=0.25)), 2.0),
+        (("x", Formula(formula="where(x < 0.25, 0, x)", range=(-1.0, 1.0))), 2.0),
+    ],
+)
+def test_jumps_of_value_and_flux_are_learnt(
+    inputs: Sequence[str | AnyInputMap], slope: float
+) -> None:
+    model = KANOptions(width=3, order=5, intervals=2)
+    training = TrainingOptions(phases=(LevenbergMarquardtPhase(steps=25),), log_every=5)
+    sampling = SamplingOptions(interior=100, held_out=50)
+    run = MultilevelRun(Stepped(inputs, slope), RunOptions(model, training, sampling, seed=1))
+    state = run.run()
+    best = min(row["linf"] for row in state.history)  # on a grid with a point on the interface
+    assert best <= 1e-3
 
 
 # --- values ---------------------------------------------------------------------------------------

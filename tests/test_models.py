@@ -35,6 +35,7 @@ from kanpinn.models import (
     OutputMap,
     Periodic,
     SplineLayer,
+    Step,
     build_network,
 )
 from kanpinn.models.initialise import ACTIVATION_GAIN, UNIFORM_VARIANCE, VARIANCE_BEFORE_TANH
@@ -292,6 +293,7 @@ NAMES, BOUNDS = ("x", "t"), ((-1.0, 3.0), (0.0, 2.0))
 INPUT_MAPS: dict[str, tuple[AnyInputMap, ...]] = {
     "coordinates": (Coordinate(of="x"), Coordinate(of="t")),
     "abs": (Coordinate(of="x"), Abs(of="x", at=0.5), Coordinate(of="t")),
+    "step": (Coordinate(of="x"), Step(of="x", at=0.5), Coordinate(of="t")),
     "asinh": (Asinh(of="x", scale=0.1, at=0.3), Coordinate(of="t")),
     "periodic": (Periodic(of="x", harmonics=2), Coordinate(of="t")),
     "formula": (Formula(formula="x**2 * exp(-t)", range=(0.0, 9.0)), Coordinate(of="x")),
@@ -330,7 +332,7 @@ def test_input_maps_span_the_knots(name: str) -> None:
     x = torch.cartesian_prod(
         torch.linspace(-1, 3, 81, dtype=torch.float64), torch.linspace(0, 2, 41).double()
     )
-    z = inputs(Jet.coordinates(x, JetSpec.value_only(2)), None).value
+    z = inputs(inputs.approach(Jet.coordinates(x, JetSpec.value_only(2)))).value
     assert z.shape == (len(x), inputs.n_channels)
     torch.testing.assert_close(z.amax(0), torch.ones_like(z[0]), rtol=0, atol=1e-2)
     torch.testing.assert_close(z.amin(0), -torch.ones_like(z[0]), rtol=0, atol=1e-2)
@@ -352,6 +354,82 @@ def test_abs_map_takes_the_side_on_its_plane(side: int) -> None:
     assert_components(on_plane, field_jets(part, beside, spec), 1e-6)
     other = field_jets(part, x, spec, -sides)
     assert (other[1] - on_plane[1]).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("side", [-1, 0, None, 1])
+def test_step_map_takes_the_side_on_its_plane(side: int | None) -> None:
+    """The upper one where none is given, as for any point of a box on an interface."""
+    inputs = Inputs(NAMES, BOUNDS, (Step(of="x", at=0.5),))
+    x = torch.tensor([[0.5, 1.0], [0.4, 1.0], [0.6, 1.0]], dtype=torch.float64)
+    sides = None if side is None else torch.full((3,), side, dtype=torch.int8)
+    channel = inputs(inputs.approach(Jet.coordinates(x, full_spec(2, 2)), sides)).data[..., 0]
+    assert channel[0].tolist() == [-1.0 if side == -1 else 1.0, -1.0, 1.0]
+    assert not channel[1:].any()
+
+
+# A formula, and what it is below and above x = 0.1.
+PIECEWISE = {
+    "abs": ("abs(x - 0.1)", "0.1 - x", "x - 0.1"),
+    "abs, reversed": ("t * abs(0.1 - x)**3", "t * (0.1 - x)**3", "t * (x - 0.1)**3"),
+    "abs, with rounding": ("abs(3*x - 0.3)", "0.3 - 3*x", "3*x - 0.3"),
+    "sign": ("exp(t) * sign(x - 0.1)", "-exp(t)*x**0", "exp(t)*x**0"),
+    "where": ("where(x < 0.1, sin(x), x**2 - t)", "sin(x)", "x**2 - t"),
+    "where not": ("where(not 0.1 > x, t, 2)", "2*x**0", "t"),
+    "where of numbers": ("where(x >= 0.1 and t > 0, 1, 0)", "0*x", "x**0"),
+    "maximum": ("maximum(x, 0.1) / t", "0.1 / t", "x / t"),
+    "minimum": ("minimum(2**x, 2**0.1) - x", "2**x - x", "2**0.1 - x"),
+    "of two": ("maximum(x**t, 0.1**t)", "0.1**t", "x**t"),
+    "nested": ("sqrt(1 + abs(x - 0.1))", "sqrt(1.1 - x)", "sqrt(0.9 + x)"),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("side", [-1, 0, None, 1])
+@pytest.mark.parametrize("name", PIECEWISE)
+def test_formulas_are_one_sided_on_an_interface(
+    name: str, side: int | None, dtype: torch.dtype
+) -> None:
+    formula, below, above = PIECEWISE[name]
+    x = in_domain(6).to(dtype)
+    x[:, 0], x[5, 0] = 0.1, -0.3  # the last one is beside it, where no side counts
+    x[:, 1] += 0.2
+    sides = None if side is None else torch.full((6,), side, dtype=torch.int8)
+    spec = full_spec(2, 2)
+    expected = torch.where(
+        torch.tensor([side == -1] * 5 + [True]),
+        input_jets(below, x, spec),
+        input_jets(above, x, spec),
+    )
+    found = input_jets(formula, x, spec, sides)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e2 * torch.finfo(dtype).eps)
+    outputs = (OutputMap(formula, formula), OutputMap(1.0))
+    part = field_network(INPUT_MAPS["coordinates"], outputs).to(dtype)
+    prepared = part.prepare(x, spec, sides)
+    for data in (prepared.lift, prepared.factor):
+        assert data is not None
+        torch.testing.assert_close(data[..., 0], found, rtol=0, atol=0)
+
+
+def input_jets(
+    formula: str, x: Tensor, spec: JetSpec, side: Tensor | None = None, normal: Tensor | None = None
+) -> Tensor:
+    """Jets ``(K, n)`` of one formula as an input, on the range [-1, 1]."""
+    inputs = Inputs(NAMES, BOUNDS, (Formula(formula=formula, range=(-1.0, 1.0)),))
+    return inputs(inputs.approach(Jet.coordinates(x, spec), side, normal)).data[..., 0]
+
+
+def test_the_normal_says_where_the_plus_side_of_a_curved_interface_is() -> None:
+    angle = torch.linspace(0.1, 3.0, 7, dtype=torch.float64)
+    inward = -torch.stack([angle.cos(), angle.sin()], -1)
+    x = torch.tensor([1.0, 0.0], dtype=torch.float64) - 0.9 * inward  # a circle around (1, 0)
+    spec = full_spec(2, 1)
+    ring = "sqrt((x - 1)**2 + t**2) - 0.9"
+    for side in (-1, 1):
+        sides = torch.full((7,), side, dtype=torch.int8)
+        found = input_jets(f"abs({ring})", x, spec, sides, inward)
+        expected = -side * input_jets(ring, x, spec)
+        torch.testing.assert_close(found[1:], expected[1:], rtol=0, atol=1e-14)
 
 
 def test_periodic_map_is_periodic_in_all_derivatives() -> None:
@@ -429,7 +507,7 @@ def test_bad_input_maps(maps: tuple[AnyInputMap, ...], message: str) -> None:
 def test_formula_without_coordinates_is_refused() -> None:
     inputs = Inputs(NAMES, BOUNDS, (Formula(formula="2 + pi", range=(0.0, 9.0)),))
     with pytest.raises(ConfigError, match="does not use a coordinate"):
-        inputs(Jet.coordinates(in_domain(3), full_spec(2, 1)), None)
+        inputs(inputs.approach(Jet.coordinates(in_domain(3), full_spec(2, 1))))
 
 
 # --- layers on knots ----------------------------------------------------------------------------

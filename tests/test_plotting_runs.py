@@ -30,6 +30,7 @@ from kanpinn.models import (
     MLPOptions,
     MultichannelOptions,
     Periodic,
+    Step,
 )
 from kanpinn.plotting import (
     field_sections,
@@ -282,7 +283,7 @@ def test_visited_parts_are_those_of_the_inputs() -> None:
     assert [channel.visited for channel in first.channels] == [(0, 2), (-1, 1)]
     assert [channel.label for channel in first.channels] == ["$x$", "$y$"]
     x = torch.rand(2000, 2, dtype=torch.float64) * 2 + torch.tensor([0.0, -1.0])
-    inputs = part.inputs(part_jet(x), None).data
+    inputs = part.inputs(part.inputs.approach(part_jet(x))).data
     s = torch.tanh(part.network.layers[0](inputs, JetSpec.value_only(2)))[0].detach().numpy()
     for p, channel in enumerate(second.channels):
         assert channel.visited is not None
@@ -303,6 +304,7 @@ def test_input_maps_are_drawn_over_what_they_measure() -> None:
     maps = (
         Coordinate(of="x"),
         Abs(of="x", at=-0.5),
+        Step(of="x", at=0.75),
         Asinh(of="x", scale=0.1),
         Periodic(of="t", harmonics=2),
         Formula(formula="x**2 + t", range=(0.0, 5.0)),
@@ -311,17 +313,18 @@ def test_input_maps_are_drawn_over_what_they_measure() -> None:
     assert [(label, low, round(high, 6)) for label, low, high in _channels(inputs)] == [
         ("$x$", -1.0, 2.0),
         ("|$x$ + 0.5|", 0.0, 2.5),
+        ("sign($x$ \N{MINUS SIGN} 0.75)", -1.0, 1.0),
         ("asinh($x$/0.1)", -np.arcsinh(10.0), round(np.arcsinh(20.0), 6)),
         *((f"{wave}({k}ω $t$)", -1.0, 1.0) for k in ("", "2") for wave in ("cos", "sin")),
         ("x**2 + t", 0.0, 5.0),
     ]
     x = torch.tensor([[0.7, 0.2]], dtype=torch.float64)
-    unit = inputs(part_jet(x), None).data[0, 0].tolist()
+    unit = inputs(inputs.approach(part_jet(x))).data[0, 0].tolist()
     ranges = [(low, high) for _, low, high in _channels(inputs)]
     values = [(a + b) / 2 + (b - a) / 2 * z for (a, b), z in zip(ranges, unit, strict=True)]
     angle = 2 * np.pi * 0.2
     waves = [np.cos(angle), np.sin(angle), np.cos(2 * angle), np.sin(2 * angle)]
-    np.testing.assert_allclose(values, [0.7, 1.2, np.arcsinh(7.0), *waves, 0.69], atol=1e-12)
+    np.testing.assert_allclose(values, [0.7, 1.2, -1.0, np.arcsinh(7.0), *waves, 0.69], atol=1e-12)
 
 
 # --- whole runs ----------------------------------------------------------------------------------

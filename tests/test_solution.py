@@ -111,7 +111,8 @@ def test_fields_in_the_problems_order_and_units(coupled: Solution) -> None:
     with torch.no_grad():
         main = coupled.networks["main"](tensor).numpy()
         second = coupled.networks["second"]
-        raw = second.network(second.inputs(jet_of(tensor), None).value)[:, 0].numpy()
+        channels = second.inputs(second.inputs.approach(jet_of(tensor))).value
+        raw = second.network(channels)[:, 0].numpy()
     np.testing.assert_allclose(values[:, :2], main, rtol=1e-13)
     np.testing.assert_allclose(values[:, 2], 5 + 3 * raw, rtol=1e-13)
     walls = np.array([[-2.0, 1.5], [2.0, 3.0]])

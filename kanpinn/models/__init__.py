@@ -1,7 +1,16 @@
 """Models: KAN, multichannel MLP and MLP, all of them carrying jets."""
 
 from kanpinn.models.field_network import FieldNetwork, OutputMap, Prepared
-from kanpinn.models.inputs import Abs, AnyInputMap, Asinh, Coordinate, Formula, Inputs, Periodic
+from kanpinn.models.inputs import (
+    Abs,
+    AnyInputMap,
+    Asinh,
+    Coordinate,
+    Formula,
+    Inputs,
+    Periodic,
+    Step,
+)
 from kanpinn.models.knot_layers import KnotLayer, KnotLayerSettings, PowerReluLayer, SplineLayer
 from kanpinn.models.layer import Layer, Network
 from kanpinn.models.networks import KAN, MLP, DenseLayer, KnotNetwork, MultichannelMLP
@@ -39,5 +48,6 @@ __all__ = [
     "PowerReluLayer",
     "Prepared",
     "SplineLayer",
+    "Step",
     "build_network",
 ]

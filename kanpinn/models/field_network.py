@@ -6,7 +6,6 @@ in exactly, and the lift carries its values. All of it is jet algebra.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from kanpinn.expressions import Expression
 from kanpinn.jets import Jet, JetSpec
+from kanpinn.models.approach import Approach
 from kanpinn.models.inputs import Inputs
 from kanpinn.models.layer import Layer, Network
 from kanpinn.models.tape import Tape
@@ -91,18 +91,24 @@ class FieldNetwork(nn.Module):
         return type(self)(self.fields, self.inputs, network, self.outputs)
 
     def prepare(
-        self, x: Tensor, spec: JetSpec, side: Tensor | None = None, keep_features: bool = False
+        self,
+        x: Tensor,
+        spec: JetSpec,
+        side: Tensor | None = None,
+        keep_features: bool = False,
+        normal: Tensor | None = None,
     ) -> Prepared:
         """What depends on the points ``x``, ``(n, d)``, alone.
 
-        ``side`` (n,) says from which side a point on an interface is approached;
+        ``side`` (n,) says from which side a point on an interface is approached, ``normal``
+        (n, d) where its plus side lies (see :class:`~kanpinn.models.approach.Approach`);
         ``keep_features`` also keeps the first layer's features, if they are fixed.
         """
-        coordinates = Jet.coordinates(x, spec)
         with torch.no_grad() if not x.requires_grad else torch.enable_grad():
-            z = self.inputs(coordinates, side).data
-            lift = self._maps(coordinates, [m.lift for m in self.outputs], neutral=0.0)
-            factor = self._maps(coordinates, [m.factor for m in self.outputs], neutral=1.0)
+            at = self.inputs.approach(Jet.coordinates(x, spec), side, normal)
+            z = self.inputs(at).data
+            lift = _stacked(at, [m.lift for m in self.outputs], neutral=0.0)
+            factor = _stacked(at, [m.factor for m in self.outputs], neutral=1.0)
         prepared = Prepared(spec, z, None, lift, factor)
         first = self.network.layers[0]
         if keep_features and isinstance(first, Layer) and first.fixed_features:
@@ -124,12 +130,12 @@ class FieldNetwork(nn.Module):
         """Field values ``(n, n_fields)`` at points ``(n, d)``."""
         return self.jet(self.prepare(x, JetSpec.value_only(x.shape[-1]))).value
 
-    def _maps(self, coordinates: Jet, formulas: list[Formula], neutral: float) -> Tensor | None:
-        """Stacked jets of the formulas, or ``None`` if all of them are neutral."""
-        if all(_is_number(formula, neutral) for formula in formulas):
-            return None
-        named = {name: coordinates[:, a] for a, name in enumerate(self.inputs.names)}
-        return torch.stack([evaluate(formula, named).data for formula in formulas], -1)
+
+def _stacked(at: Approach, formulas: list[Formula], neutral: float) -> Tensor | None:
+    """Stacked jets of the formulas, or ``None`` if all of them are neutral."""
+    if all(_is_number(formula, neutral) for formula in formulas):
+        return None
+    return torch.stack([_evaluate(formula, at).data for formula in formulas], -1)
 
 
 def _is_number(formula: Formula, number: float) -> bool:
@@ -139,12 +145,11 @@ def _is_number(formula: Formula, number: float) -> bool:
         return False
 
 
-def evaluate(formula: Formula, coordinates: Mapping[str, Jet]) -> Jet:
+def _evaluate(formula: Formula, at: Approach) -> Jet:
     """Jet ``(K, n)`` of a formula in the coordinates."""
-    expression = Expression.parse(formula, tuple(coordinates))
-    value = expression(**{name: coordinates[name] for name in expression.variables})
+    value = at.evaluate(Expression.parse(formula, tuple(at.coordinates)))
     if isinstance(value, Jet):
         return value
-    like = next(iter(coordinates.values()))
+    like = next(iter(at.coordinates.values()))
     constant = torch.as_tensor(value, dtype=like.data.dtype, device=like.data.device)
     return Jet.constant(constant.expand_as(like.value), like.spec)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
@@ -19,8 +19,7 @@ from torch import Tensor
 from kanpinn.errors import ConfigError
 from kanpinn.expressions import Expression
 from kanpinn.jets import FUNCTIONS, Jet
-
-Bounds = Mapping[str, tuple[float, float]]
+from kanpinn.models.approach import Approach
 
 
 class InputMap(ABC):
@@ -30,11 +29,8 @@ class InputMap(ABC):
     channels: ClassVar[int] = 1
 
     @abstractmethod
-    def __call__(self, coordinates: Mapping[str, Jet], side: Tensor | None, bounds: Bounds) -> Jet:
-        """Channels ``(K, n, channels)`` from coordinate jets ``(K, n)``.
-
-        ``side`` (n,) tells from which side a point on a kink is approached (-1, +1; 0: neither).
-        """
+    def __call__(self, at: Approach) -> Jet:
+        """Channels ``(K, n, channels)`` at points approached from a side."""
 
     @property
     def n_channels(self) -> int:
@@ -49,9 +45,9 @@ class Coordinate(InputMap):
     of: Annotated[str, "name of the coordinate"]
     map: Annotated[Literal["coordinate"], "the coordinate, scaled to [-1, 1]"] = "coordinate"
 
-    def __call__(self, coordinates: Mapping[str, Jet], side: Tensor | None, bounds: Bounds) -> Jet:
+    def __call__(self, at: Approach) -> Jet:
         """``2 (x - a)/(b - a) - 1``."""
-        return _unit(coordinates[self.of], *bounds[self.of])
+        return _unit(at.coordinates[self.of], *at.bounds[self.of])
 
 
 @dataclass(frozen=True)
@@ -62,14 +58,25 @@ class Abs(InputMap):
     at: Annotated[float, "position of the kink"] = 0.0
     map: Annotated[Literal["abs"], "distance to a plane, for kinks at interfaces"] = "abs"
 
-    def __call__(self, coordinates: Mapping[str, Jet], side: Tensor | None, bounds: Bounds) -> Jet:
+    def __call__(self, at: Approach) -> Jet:
         """``|x - at|`` scaled to [-1, 1]; on the plane, the side decides the slope's sign."""
-        shifted = coordinates[self.of] - self.at
-        sign = torch.sign(shifted.value)
-        if side is not None:
-            sign = torch.where(sign == 0, side.to(sign), sign)
-        reach = max(abs(end - self.at) for end in bounds[self.of])
-        return _unit(shifted * sign, 0.0, reach)
+        shifted = at.coordinates[self.of] - self.at
+        reach = max(abs(end - self.at) for end in at.bounds[self.of])
+        return _unit(shifted * at.sign(self.of, self.at), 0.0, reach)
+
+
+@dataclass(frozen=True)
+class Step(InputMap):
+    """Side of a plane, -1 below and +1 above: lets one network carry a jump there."""
+
+    of: Annotated[str, "name of the coordinate"]
+    at: Annotated[float, "position of the jump"] = 0.0
+    map: Annotated[Literal["step"], "side of a plane, for jumps of the value"] = "step"
+
+    def __call__(self, at: Approach) -> Jet:
+        """The sign of ``x - at``; on the plane it is the side, the upper one by default."""
+        sign = at.sign(self.of, self.at)
+        return Jet.constant(sign[:, None], at.coordinates[self.of].spec)
 
 
 @dataclass(frozen=True)
@@ -81,10 +88,10 @@ class Asinh(InputMap):
     at: Annotated[float, "centre of the grading"] = 0.0
     map: Annotated[Literal["asinh"], "graded coordinate, fine near its centre"] = "asinh"
 
-    def __call__(self, coordinates: Mapping[str, Jet], side: Tensor | None, bounds: Bounds) -> Jet:
+    def __call__(self, at: Approach) -> Jet:
         """``asinh((x - at)/scale)`` scaled to [-1, 1]."""
-        lower, upper = (math.asinh((end - self.at) / self.scale) for end in bounds[self.of])
-        stretched = (coordinates[self.of] - self.at) / self.scale
+        lower, upper = (math.asinh((end - self.at) / self.scale) for end in at.bounds[self.of])
+        stretched = (at.coordinates[self.of] - self.at) / self.scale
         return _unit(stretched.apply(FUNCTIONS["asinh"]), lower, upper)
 
 
@@ -101,10 +108,10 @@ class Periodic(InputMap):
         """Two per harmonic."""
         return 2 * self.harmonics
 
-    def __call__(self, coordinates: Mapping[str, Jet], side: Tensor | None, bounds: Bounds) -> Jet:
+    def __call__(self, at: Approach) -> Jet:
         """Cosine and sine of every harmonic."""
-        lower, upper = bounds[self.of]
-        angle = (coordinates[self.of] - lower) * (2 * math.pi / (upper - lower))
+        lower, upper = at.bounds[self.of]
+        angle = (at.coordinates[self.of] - lower) * (2 * math.pi / (upper - lower))
         rows = []
         for k in range(1, self.harmonics + 1):
             rows += [(angle * k).apply(FUNCTIONS[name]) for name in ("cos", "sin")]
@@ -113,22 +120,24 @@ class Periodic(InputMap):
 
 @dataclass(frozen=True)
 class Formula(InputMap):
-    """Any expression in the coordinates, a level set for instance, with its range."""
+    """Any expression in the coordinates, a level set for instance, with its range.
+
+    On an interface it is evaluated from each side by itself, where it may kink or jump.
+    """
 
     formula: Annotated[str, "expression in the coordinates"]
     range: Annotated[tuple[float, float], "least and greatest value on the domain"]
     map: Annotated[Literal["formula"], "an expression in the coordinates"] = "formula"
 
-    def __call__(self, coordinates: Mapping[str, Jet], side: Tensor | None, bounds: Bounds) -> Jet:
+    def __call__(self, at: Approach) -> Jet:
         """The expression, its range scaled to [-1, 1]."""
-        expression = Expression.parse(self.formula, tuple(coordinates))
-        value = expression(**{name: coordinates[name] for name in expression.variables})
+        value = at.evaluate(Expression.parse(self.formula, tuple(at.coordinates)))
         if not isinstance(value, Jet):
             raise ConfigError(f"model.inputs: formula {self.formula!r} does not use a coordinate")
         return _unit(value, *self.range)
 
 
-AnyInputMap = Coordinate | Abs | Asinh | Periodic | Formula
+AnyInputMap = Coordinate | Abs | Step | Asinh | Periodic | Formula
 
 
 def _unit(jet: Jet, lower: float, upper: float) -> Jet:
@@ -176,9 +185,14 @@ class Inputs:
         """Number of channels the network reads."""
         return sum(entry.n_channels for entry in self.maps)
 
-    def __call__(self, coordinates: Jet, side: Tensor | None) -> Jet:
-        """Channels ``(K, n, n_channels)`` of coordinate jets ``(K, n, d)``."""
+    def approach(
+        self, coordinates: Jet, side: Tensor | None = None, normal: Tensor | None = None
+    ) -> Approach:
+        """Coordinate jets ``(K, n, d)`` by name, with the sides they are approached from."""
         named = {name: coordinates[:, a] for a, name in enumerate(self.names)}
-        bounds = dict(zip(self.names, self.bounds, strict=True))
-        jets = [entry(named, side, bounds) for entry in self.maps]
-        return Jet(coordinates.spec, torch.cat([jet.data for jet in jets], -1))
+        return Approach(named, dict(zip(self.names, self.bounds, strict=True)), side, normal)
+
+    def __call__(self, at: Approach) -> Jet:
+        """Channels ``(K, n, n_channels)`` at points approached from a side."""
+        jets = [entry(at) for entry in self.maps]
+        return Jet(jets[0].spec, torch.cat([jet.data for jet in jets], -1))

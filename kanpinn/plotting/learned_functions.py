@@ -20,6 +20,7 @@ from kanpinn.models import (
     KnotLayer,
     KnotNetwork,
     Periodic,
+    Step,
 )
 from kanpinn.models.layer import apply_elementwise
 from kanpinn.plotting.style import Floats, symbol
@@ -150,7 +151,7 @@ def _channels(inputs: Inputs) -> list[tuple[str, float, float]]:
 
 
 def _one_channel(
-    entry: Coordinate | Abs | Asinh, low: float, high: float
+    entry: Coordinate | Abs | Step | Asinh, low: float, high: float
 ) -> tuple[str, float, float]:
     name = symbol(entry.of)
     if isinstance(entry, Coordinate):
@@ -159,6 +160,8 @@ def _one_channel(
     shifted = name if not entry.at else f"{name} {sign} {abs(entry.at):g}"
     if isinstance(entry, Abs):
         return f"|{shifted}|", 0.0, max(abs(end - entry.at) for end in (low, high))
+    if isinstance(entry, Step):
+        return f"sign({shifted})", -1.0, 1.0
     ends = [math.asinh((end - entry.at) / entry.scale) for end in (low, high)]
     inner = f"({shifted})" if entry.at else shifted
     return f"asinh({inner}/{entry.scale:g})", ends[0], ends[1]

@@ -129,7 +129,7 @@ class BlockData:
     ) -> tuple[Mapping[str, Prepared], ...]:
         return tuple(
             {
-                name: system.parts[name].prepare(p.x, spec, p.side, keep_features=keep)
+                name: system.parts[name].prepare(p.x, spec, p.side, keep, p.normal)
                 for name, spec in self.specs.items()
             }
             for p in points
