@@ -226,6 +226,35 @@ def test_everything_is_checked_before_a_folder_is_made(
     assert list(tmp_path.iterdir()) == []
 
 
+ILL = "training.refine: from level 0: .* condition number"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model.type=multichannel", "model.order=8", "dtype=float32"], ILL),
+        (
+            ["model.type=multichannel", "model.order=8", "model.intervals=64",
+             "training.transfer=least_squares"],
+            ILL,
+        ),
+        (["model.knots=free", "model.knot_floor=0.9", "training.refine=[[[-1, -0.99, 1], 4]]",
+          "training.transfer=least_squares"], "training.refine: from level 0: .* below the floor"),
+        (["training.refine=[3]", "training.phases=[{optimiser: adam, steps: [0, 1]}]"], None),
+        (["training.refine=[3]", "training.phases=[{optimiser: adam, steps: [1, 0]}]"], None),
+    ],
+)  # fmt: skip
+def test_refinements_are_tried_as_they_will_be_made(
+    overrides: list[str], message: str | None
+) -> None:
+    """In the run's number type, by its transfer, between the levels that are trained."""
+    if message is None:
+        api.prepare(tiny(), overrides, Bump)
+        return
+    with pytest.raises(ConfigError, match=message):
+        api.prepare(tiny(), overrides, Bump)
+
+
 def test_a_reference_of_the_wrong_shape(tmp_path: Path) -> None:
     class Wrong(Bump):
         def reference(self, x: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -23,12 +23,11 @@ from kanpinn.config import (
     to_dict,
 )
 from kanpinn.config.convert import plain
-from kanpinn.errors import ConditioningError, ConfigError, NestingError, ProblemError
+from kanpinn.errors import ConfigError, ProblemError
 from kanpinn.problem import Problem, build_system
 from kanpinn.registry import GROUP, build_problem, problem_source
 from kanpinn.sampling import sample_graded, stream
 from kanpinn.training import MultilevelRun
-from kanpinn.training.hierarchy import refine_system
 from kanpinn.training.objective import BlockData, residual_rows
 
 AnyConfig = str | Path | Mapping[str, Any] | RunConfig
@@ -79,7 +78,7 @@ def prepare(
     with naming(resolved):
         found = own if own is not None else build_problem(resolved.problem)
         run = MultilevelRun(found, run_options(resolved))
-        _check_transfers(run)
+        run.check_refinements()
         _check_points(run)
         _check_reference(found)
     return Prepared(resolved, found, run, source)
@@ -101,20 +100,6 @@ def _name_of(config: Mapping[str, Any]) -> str:
     named = problem.get("name") if isinstance(problem, Mapping) else problem
     stem = str(named or "run").rpartition(":")[2]
     return "".join(c for c in stem if c.isalnum() or c in "._+-").lstrip("._+-")[:100] or "run"
-
-
-def _check_transfers(run: MultilevelRun) -> None:
-    """Go through all refinements once: knots that do not nest show before any training."""
-    options = run.options
-    if options.training.transfer != "prolongation":
-        return
-    system = build_system(run.problem, options.model, torch.Generator().manual_seed(0))
-    try:
-        for level in run.hierarchy.levels[1:]:
-            assert level.refinement is not None
-            system = refine_system(system, level.refinement, options.training.transfer)
-    except (NestingError, ConditioningError) as error:
-        raise ConfigError(f"training.refine: {error}") from error
 
 
 def _check_points(run: MultilevelRun) -> None:

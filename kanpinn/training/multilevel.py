@@ -13,7 +13,7 @@ from fnmatch import fnmatch
 
 import torch
 
-from kanpinn.errors import ConfigError, ProblemError
+from kanpinn.errors import ConditioningError, ConfigError, KnotError, NestingError, ProblemError
 from kanpinn.geometry import Points
 from kanpinn.models import KnotNetwork, ModelOptions
 from kanpinn.optimisers import StopReason, build_optimiser
@@ -107,6 +107,21 @@ class MultilevelRun:
         self.observer.on_checkpoint(self.state)
         return self.state
 
+    def check_refinements(self) -> None:
+        """Take the initial networks through all refinements that training will make of them.
+
+        Raises:
+            ConfigError: naming the level, if knots do not nest, or a change of basis would leave
+                no digits in the run's own number type.
+        """
+        first, *rest = [level.index for level in self.hierarchy.levels if any(level.steps)]
+        system = self._initial_system(self._refinements_to(first))
+        for level in range(first + 1, rest[-1] + 1 if rest else 0):
+            try:
+                system = self._refine(system, level - 1, level)
+            except (NestingError, ConditioningError, KnotError) as error:
+                raise ConfigError(f"training.refine: from level {level - 1}: {error}") from error
+
     def _begin(self, level: Level, resumed: bool) -> LevelContext:
         """Points and networks of a level; its record is new unless the level is resumed."""
         state, previous = self.state, None
@@ -116,8 +131,7 @@ class MultilevelRun:
             previous = state.current.system
             system = self._refine(previous, state.current.record.level, level.index)
         else:
-            rules = [entry.refinement for entry in self.hierarchy.levels[1 : level.index + 1]]
-            system = self._initial_system([rule for rule in rules if rule is not None])
+            system = self._initial_system(self._refinements_to(level.index))
         context = self._context(level, system)
         if not resumed:
             record = LevelRecord(
@@ -132,6 +146,11 @@ class MultilevelRun:
             state.levels.append(LevelState(record, system, snapshot(system)))
         self.observer.on_level(state)
         return context
+
+    def _refinements_to(self, level: int) -> list[Refinement]:
+        """How the knots of a level follow from the coarsest level's."""
+        rules = [entry.refinement for entry in self.hierarchy.levels[1 : level + 1]]
+        return [rule for rule in rules if rule is not None]
 
     def _initial_system(self, refinements: Sequence[Refinement]) -> System:
         """Random initial networks, on the knots that the refinements lead to."""
