@@ -346,6 +346,7 @@ def test_canonical_shapes_and_ragged_layers(tmp_path: Path) -> None:
         assert layer["last/coefficients"].shape == (1, sum(n + 3 for n in intervals))
         assert layer["last/base_weights"].shape == (1, 3)
         assert layer["last/knot_logits"].shape == (9,)
+        assert layer["last/knot_offsets"].shape == layer["last/breakpoints"].shape
 
 
 def test_a_file_holds_no_code_and_nothing_of_variable_length(saved: Path) -> None:

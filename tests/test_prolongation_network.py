@@ -125,7 +125,7 @@ def n_parameters(network: KnotNetwork) -> int:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("depth", DEPTHS)
 @pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("n", [1, 5, 16])
+@pytest.mark.parametrize("n", [1, 5, 16, 32])
 def test_prolongation_keeps_the_function(kind: str, depth: int, order: int, n: int) -> None:
     coarse = make(kind, order, depth, n, seed=10 * order + depth)
     fine = refine(coarse, kind, seed=order)
@@ -134,6 +134,15 @@ def test_prolongation_keeps_the_function(kind: str, depth: int, order: int, n: i
     assert value <= VALUE_TOLERANCE
     if order >= 4:
         assert second <= SECOND_TOLERANCE
+
+
+@pytest.mark.parametrize("floor", [0.05, 0.9])
+def test_fine_free_knots_hold_the_coarse_ones_exactly(floor: float) -> None:
+    coarse = perturbed(make("free", 4, 2, 32, seed=3, floor=floor), seed=1)
+    fine = refine(coarse, "free", seed=0)
+    for old, new in zip(coarse.knots, fine.knots, strict=True):
+        for t, finer in zip(old.breakpoints, new.breakpoints, strict=True):
+            assert torch.equal(finer[::2], t)
 
 
 @pytest.mark.parametrize("kind", KINDS)

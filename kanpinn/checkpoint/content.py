@@ -62,7 +62,7 @@ class KnotStructure:
             coefficients = (out_width, sum(n + r - 1 for n in self.intervals))
         result = {"breakpoints": knots, "coefficients": coefficients}
         if self.free:
-            result["knot_logits"] = (sum(self.intervals),)
+            result |= {"knot_logits": (sum(self.intervals),), "knot_offsets": knots}
         if self.base:
             result["base_weights"] = (out_width, channels)
         return result

@@ -167,6 +167,9 @@ def _layer_arrays(layer: Any, knots: KnotStructure | None) -> Arrays:
     }
     if knots.free:
         arrays["knot_logits"] = _numpy(layer.knots_free)
+        rows = zip(layer.knot_offsets, layer.n_intervals, strict=True)
+        offsets = torch.cat([row[: n + 1] for row, n in rows])
+        arrays["knot_offsets"] = _numpy(offsets).reshape(shapes["knot_offsets"])
     if knots.base:
         arrays["base_weights"] = _numpy(layer.coefficients[:, n:])
     return arrays
@@ -289,6 +292,9 @@ def _rebuild_layer(layer_type: type[KnotLayer], content: LayerContent, arrays: A
         layer.coefficients.copy_(_tensor(np.concatenate(coefficients, axis=1)))
         if structure.free:
             layer.knots_free.copy_(_tensor(arrays["knot_logits"]))
+            offsets = structure.split_knots(arrays["knot_offsets"])
+            for row, own in zip(layer.knot_offsets, offsets, strict=True):
+                row[: len(own)] = _tensor(own)
     return layer
 
 

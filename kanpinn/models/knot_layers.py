@@ -20,6 +20,7 @@ from kanpinn.splines import (
     extend_padded,
     knots_from_logits,
     logits_from_breakpoints,
+    pad_breakpoints,
     project,
     prolongation,
     relu_prolongation,
@@ -76,6 +77,8 @@ class KnotLayer(Layer):
         if self.settings.free:
             logits = logits_from_breakpoints(knots, self.settings.floor)
             self.knots_free = nn.Parameter(logits[torch.isfinite(logits)])
+            self.knot_offsets: Tensor
+            self.register_buffer("knot_offsets", self._rounding_of(knots))
 
     @abstractmethod
     def _make_basis(self, knots: Knots) -> Any:
@@ -183,6 +186,18 @@ class KnotLayer(Layer):
 
     def _padded_breakpoints(self) -> Tensor:
         """Free breakpoints ``(channels, n_max + 1)``, ``+inf`` behind each channel's last."""
+        return self._knots_of_logits() + self.knot_offsets
+
+    def _rounding_of(self, knots: Knots) -> Tensor:
+        """What the knots are off those of their logits, ``(channels, n_max + 1)``, by round-off.
+
+        Added to them, it gives the knots bit for bit: fine ones then hold the coarse ones exactly,
+        where a kink moved by round-off would be magnified from layer to layer.
+        """
+        given, found = pad_breakpoints(knots), self._knots_of_logits().detach()
+        return torch.where(torch.isfinite(given), given - found, 0.0)
+
+    def _knots_of_logits(self) -> Tensor:
         widest = max(self.n_intervals)
         counts = torch.tensor(self.n_intervals, device=self.knots_free.device)
         filled = torch.arange(widest, device=counts.device) < counts[:, None]
@@ -287,4 +302,5 @@ def _convert(source: KnotLayer, target: Any, change: Callable[[Knots, Tensor], T
         target.coefficients.copy_(torch.cat([change(source.knots, spline), base], -1))
         if source.settings.free:
             target.knots_free.copy_(source.knots_free)
+            target.knot_offsets.copy_(source.knot_offsets)
     return target

@@ -6,7 +6,13 @@ from kanpinn.splines.free_knots import (
     knots_from_logits,
     logits_from_breakpoints,
 )
-from kanpinn.splines.knots import MAX_ORDER, MIN_ORDER, Knots, extend_padded
+from kanpinn.splines.knots import (
+    MAX_ORDER,
+    MIN_ORDER,
+    Knots,
+    extend_padded,
+    pad_breakpoints,
+)
 from kanpinn.splines.power_relu import (
     DEFAULT_LIMIT,
     PowerReluBasis,
@@ -34,6 +40,7 @@ __all__ = [
     "extend_padded",
     "knots_from_logits",
     "logits_from_breakpoints",
+    "pad_breakpoints",
     "project",
     "prolongation",
     "relu_prolongation",
