@@ -106,7 +106,10 @@ class Problem(ABC):
         return x[self.domain.contains(x)]
 
     def metrics(self, predict: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        """Further figures of merit of a solution; ``predict`` maps ``(n, d)`` to ``(n, m)``."""
+        """Further figures of merit of a solution; ``predict`` maps ``(n, d)`` to ``(n, m)``.
+
+        In an inverse problem ``predict.scalars`` holds the trained scalars by name.
+        """
         return {}
 
     def check(self) -> None:

@@ -107,6 +107,17 @@ def _threads(prepared: Prepared) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+class _Prediction:
+    """What a problem's own metrics see of a solution: its values anywhere, its scalars."""
+
+    def __init__(self, solution: Solution) -> None:
+        self._solution = solution
+        self.scalars = solution.scalars
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return self._solution(x, outside="extend")
+
+
 class _Session:
     """One session of a run: training in an open run folder, and what is left there.
 
@@ -245,7 +256,7 @@ class _Session:
         """What the problem itself measures, of the default solution."""
         solution = self._solution()
         try:
-            found = self.prepared.problem.metrics(lambda x: solution(x, outside="extend"))
+            found = self.prepared.problem.metrics(_Prediction(solution))
             return {name: float(value) for name, value in found.items()}
         except Exception as error:  # the problem's own code: a trained run is not lost for it
             self._warn("the problem's metrics could not be computed", error)
