@@ -14,9 +14,9 @@ from torch import Tensor
 from kanpinn.models import KANOptions
 from kanpinn.problem import Problem
 from kanpinn.residuals import evaluate_rows
-from kanpinn.sampling import QUADRATURE
+from kanpinn.sampling import QUADRATURE, sample, stream
 from kanpinn.training.accumulate import triangular_factor
-from kanpinn.training.objective import SystemObjective, flat_gradient
+from kanpinn.training.objective import ParameterPack, SystemObjective, flat_gradient
 from kanpinn.training.parallel import ordered_map
 
 
@@ -84,6 +84,33 @@ def test_input_maps_and_ragged_free_knots() -> None:
 def test_some_groups_only() -> None:
     patterns = ["*layer1*", "scalars.*"]
     compare(KANOptions(width=2, order=5, intervals=2), Reaction(), patterns=patterns)
+
+
+def test_what_the_fields_are_linear_in() -> None:
+    problem = Reaction()
+    for options, kinds in (
+        (KANOptions(width=2, order=5, intervals=2, knots="free"), {"coefficients"}),
+        (MODELS["mlp"], {"coefficients", "bias"}),
+    ):
+        system, _ = make(options, problem)
+        layout = ParameterPack(system).layout
+        last = max(len(part.network.chain) for part in system.parts.values()) - 1
+        assert layout.linear == {
+            f"{part}.layer{last}.{kind}" for part in ("first", "second") for kind in kinds
+        }
+        x = sample(problem.domain.region("interior"), 9, "sobol", stream(0))[0].x
+        pack = ParameterPack(system)
+        theta = pack.read()
+        along = torch.zeros_like(theta)
+        for name, where in layout.slices().items():
+            if name in layout.linear:
+                along[where] = torch.linspace(-1, 1, where.stop - where.start, dtype=theta.dtype)
+        values = []
+        for step in (0.0, 1.0, 2.0):
+            pack.write(theta + step * along)
+            values.append(system.values(x).detach())
+        torch.testing.assert_close(values[2] - values[1], values[1] - values[0])
+        assert float((values[1] - values[0]).abs().max()) > 0.1
 
 
 def test_attention_and_quadrature_weights() -> None:

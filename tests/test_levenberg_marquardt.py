@@ -17,6 +17,7 @@ from kanpinn.optimisers import (
     LeastSquaresObjective,
     LevenbergMarquardt,
     LevenbergMarquardtOptions,
+    ParameterLayout,
     StopReason,
 )
 from kanpinn.optimisers.levenberg_marquardt import NOTE_REJECTED, NOTE_WIDE, DampedSystem
@@ -234,6 +235,23 @@ def test_a_step_that_is_mostly_curvature_is_refused() -> None:
     )
     newton = -float((1 + 0.5 * 0.01) / 0.1)
     assert abs(float(result.theta - theta)) < 0.2 * abs(newton)
+
+
+def test_linear_groups_are_damped_less() -> None:
+    """The same fit with either parameter marked as linear: the one that is, moves further."""
+    layouts = [ParameterLayout(("a", "b"), (1, 1), frozenset(marked)) for marked in ([], ["a"])]
+    optimiser = LevenbergMarquardt(LevenbergMarquardtOptions(geodesic=False, linear_scale=0.1))
+    theta = torch.zeros(2, dtype=F64)
+    objective = Squares(lambda x: torch.stack([x[0] + x[1] - 1, 0.1 * x[1]]))
+    steps = [
+        optimiser.step(theta, optimiser.init(theta, layout), objective, layout).theta
+        for layout in layouts
+    ]
+    jacobian = torch.tensor([[1.0, 1.0], [0.0, 0.1]], dtype=F64)
+    for theta_found, scale in zip(steps, ([1.0, 1.0], [0.1, 1.0]), strict=True):
+        matrix = jacobian.mT @ jacobian + torch.diag(torch.tensor(scale, dtype=F64) ** 2)
+        expected = torch.linalg.solve(matrix, jacobian.mT @ torch.tensor([1.0, 0.0], dtype=F64))
+        torch.testing.assert_close(theta_found, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_refuses_a_loss_that_is_no_sum_of_squares() -> None:

@@ -50,12 +50,18 @@ class StopReason(StrEnum):
 class ParameterLayout:
     """Named groups of parameters as consecutive slices of one flat vector ``theta``.
 
+    Attributes:
+        names: of the groups.
+        sizes: of the groups.
+        linear: groups that the model's outputs depend on linearly, all others held fixed.
+
     Raises:
         ConfigError: names repeated, a negative size, or not one size for each name.
     """
 
     names: tuple[str, ...]
     sizes: tuple[int, ...]
+    linear: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         if len(self.names) != len(self.sizes):

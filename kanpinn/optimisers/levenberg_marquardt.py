@@ -43,6 +43,12 @@ class LevenbergMarquardtOptions:
         "what the damping measures steps by: the parameters themselves, or each in units of its "
         "column's norm (Marquardt)",
     ] = "identity"
+    linear_scale: Annotated[
+        float,
+        Gt(0),
+        "size of the damping of parameters that the fields depend on linearly (last layers), "
+        "relative to that of all others",
+    ] = 0.3
     geodesic: Annotated[bool, "add the second-order correction along the step"] = True
     acceleration_limit: Annotated[
         float, Gt(0), "largest correction, relative to half the step; a trial above it is refused"
@@ -111,6 +117,10 @@ class LevenbergMarquardt(Optimiser):
     trial with ``2 |D a| > limit |D d|`` is refused without looking at the loss: the second
     order is then no correction any more, and such steps are what saturates a network for good.
 
+    ``D`` is smaller for last layers (``linear_scale``). A step in them alone is exact whatever its
+    length, so that what limits steps is the rest: variable projection (Golub and Pereyra) is the
+    limit of no damping there at all, which converged more slowly than a mild preference.
+
     The damping follows the ratio of the actual to the predicted fall of the loss (Nielsen). It
     starts at a multiple of the loss, which is where it is found to stay, on every level.
 
@@ -158,7 +168,7 @@ class LevenbergMarquardt(Optimiser):
             return _stopped(theta, state, squares[-1], StopReason.GRADIENT_TOLERANCE)
         residuals = objective.residuals(theta)
         wide = NOTE_WIDE if len(residuals) < len(theta) and not int(state["iteration"]) else None
-        scale = self._scale(squares[:-1])
+        scale = self._scale(squares[:-1], layout)
         damping = float(state["damping"]) or options.damping * loss
         growth, evaluations = 2.0, 2
         for _ in range(options.max_trials):
@@ -218,12 +228,17 @@ class LevenbergMarquardt(Optimiser):
         behind = objective.residuals(theta - h * step)
         return (ahead - 2 * residuals + behind) / h**2
 
-    def _scale(self, column_squares: Tensor) -> Tensor:
+    def _scale(self, column_squares: Tensor, layout: ParameterLayout) -> Tensor:
         """The diagonal ``D`` ``(n,)``."""
         if self.options.scaling == "identity":
-            return torch.ones_like(column_squares)
-        norms = column_squares.sqrt()
-        return norms.clamp(min=COLUMN_FLOOR * float(norms.max()))
+            scale = torch.ones_like(column_squares)
+        else:
+            norms = column_squares.sqrt()
+            scale = norms.clamp(min=COLUMN_FLOOR * float(norms.max()))
+        for name, where in layout.slices().items():
+            if name in layout.linear:
+                scale[where] *= self.options.linear_scale
+        return scale
 
     def _progress(
         self, theta: Tensor, state: Mapping[str, Tensor], damping: float, loss: float

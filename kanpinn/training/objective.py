@@ -22,6 +22,7 @@ from kanpinn.training.accumulate import tree_sum, triangular_factor
 from kanpinn.training.jacobian import rows_with_jacobian
 
 CHUNK_BYTES = 2**21  # of the widest layer's features: temporaries then stay in a core's cache
+LINEAR_PARAMETERS = ("coefficients", "bias")  # of a layer: its output is linear in them
 FEATURE_CACHE_BYTES = 2**28  # of the first layer's features, kept from step to step, per block
 
 
@@ -48,7 +49,8 @@ class ParameterPack:
             name: p for name, p in named.items() if any(fnmatch(name, q) for q in patterns)
         }
         sizes = tuple(p.numel() for p in self.parameters.values())
-        self.layout = ParameterLayout(tuple(self.parameters), sizes)
+        linear = linear_groups(system) & set(self.parameters)
+        self.layout = ParameterLayout(tuple(self.parameters), sizes, linear)
 
     def read(self) -> Tensor:
         """The flat vector ``(n,)``, a copy."""
@@ -60,6 +62,15 @@ class ParameterPack:
         with torch.no_grad():
             for p, part in zip(self.parameters.values(), parts, strict=True):
                 p.copy_(part.view_as(p))
+
+
+def linear_groups(system: System) -> frozenset[str]:
+    """The groups that the fields depend on linearly: what each network's last layer contracts."""
+    return frozenset(
+        f"{name}.layer{len(part.network.chain) - 1}.{kind}"
+        for name, part in system.parts.items()
+        for kind in LINEAR_PARAMETERS
+    )
 
 
 def group_name(parameter_name: str) -> str:
