@@ -96,7 +96,8 @@ class Problem(ABC):
     def held_out_blocks(self) -> tuple[ResidualBlock, ...] | None:
         """Blocks with points of their own to judge iterates by (validation data), if any.
 
-        By default every block is sampled anew at points that are never trained on.
+        By default every block is sampled anew at points that are never trained on; one of finitely
+        many points cannot be, and has no part in the held-out residual.
         """
         return None
 

@@ -22,11 +22,11 @@ from kanpinn.checkpoint import read_checkpoint
 from kanpinn.conditions import Dirichlet
 from kanpinn.config import read_yaml, to_dict
 from kanpinn.errors import CheckpointError, ConfigError, ProblemError, RunFolderError
-from kanpinn.geometry import Box
+from kanpinn.geometry import Box, FixedPoints, Points
 from kanpinn.io.progress import Silent
 from kanpinn.io.run_folder import RunFolder, Status
 from kanpinn.problem import Problem
-from kanpinn.residuals import Site
+from kanpinn.residuals import ResidualBlock, Site
 
 CONTRACT_KEYS = {
     *("status", "problem", "rel_l2", "linf", "heldout_residual", "loss", "wall_s", "n_params"),
@@ -620,6 +620,52 @@ def test_config_as_an_object_and_overrides() -> None:
     assert api.prepare(first, problem=Bump).config == first
     changed = api.prepare(first, ["model.width=5"], problem=Bump).config
     assert to_dict(changed) == {**to_dict(first), "model": {**to_dict(first)["model"], "width": 5}}
+
+
+class Fit(Problem):
+    """Values at nine points, all of them trained on."""
+
+    domain = Box((-1.0,), (1.0,))
+
+    def residual(self, p: Site) -> Tensor:
+        result: Tensor = p.u - torch.sin(3 * p.x)
+        return result
+
+    def blocks(self) -> tuple[ResidualBlock, ...]:
+        given = FixedPoints(Points(torch.linspace(-1, 1, 9, dtype=torch.float64)[:, None]))
+        return (ResidualBlock("data", given, self.residual, equation=True),)
+
+
+def test_given_points_have_no_held_out_residual(tmp_path: Path) -> None:
+    """None rather than that of the points trained on; iterates are judged all the same."""
+    result = run(tmp_path / "run", problem=Fit, changes={"figures": True})
+    assert result.heldout_residual is None and result.summary["heldout_residual"] is None
+    assert all(level["heldout_residual"] is None for level in result.levels)
+    history = rows(result.folder)
+    assert all(row["heldout_residual"] is None for row in history)
+    assert history[-1]["heldout_score"] == pytest.approx(np.sqrt(history[-1]["loss"]), rel=1e-9)
+    best = min(history, key=lambda row: row["heldout_score"])
+    assert result.summary["best_step"] == best["step"] > 0
+    assert "no held-out residual" in (result.folder / "run.log").read_text()
+    assert (result.folder / "figures" / "convergence.png").is_file()
+    assert np.isnan(result.solution.history["heldout_residual"]).all()
+    assert repr(result.solution)
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("heldout_residual", "no points that are not trained on"),
+        ("rel_l2", "the problem has no reference"),
+    ],
+)
+def test_a_target_that_nothing_measures_is_refused(
+    tmp_path: Path, target: str, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=rf"training\.target\.{target}: found 0.1, .*{message}"):
+        run(tmp_path / "run", problem=Fit, overrides=[f"training.target.{target}=0.1"])
+    assert not (tmp_path / "run").exists()
+    assert api.prepare(tiny(), ["training.target.loss=0.1"], Fit)
 
 
 # --- what is to come ----------------------------------------------------------------------------

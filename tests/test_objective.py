@@ -402,7 +402,7 @@ def test_general_loss() -> None:
     rows = by_hand(system, blocks)["equation"]
     expected = 2.0 * float(softplus(rows).mean())
     assert float(objective.loss(theta)) == pytest.approx(expected, rel=1e-11)
-    residual, score = HeldOut(objective.data).evaluate(system)
+    residual, score = HeldOut(objective.data, ["classes"]).evaluate(system)
     assert residual == pytest.approx(float(rows.square().mean().sqrt()))
     assert score == pytest.approx(math.sqrt(expected))
 
@@ -461,7 +461,7 @@ def test_held_out_residual_and_score() -> None:
     system, blocks = make()
     rows = by_hand(system, blocks)
     data = [BlockData(block, points, system, 20) for block, points in blocks]
-    residual, score = HeldOut(data).evaluate(system)
+    residual, score = HeldOut(data, ["equation"]).evaluate(system)
     squares = {name: float(r.square().mean()) for name, r in rows.items()}
     assert residual == pytest.approx(math.sqrt(squares["equation"]), rel=1e-11)
     total = sum(WEIGHTS[name] * value for name, value in squares.items())
@@ -509,6 +509,10 @@ def test_given_data_is_held_out_only_by_the_problem() -> None:
         only = [block for block, _ in blocks]
         held = held_out_data(problem, only, trained, SamplingOptions(), system, 0, None)
         assert torch.equal(held.data[0].points[0].x, x * expected)
+        residual, score = held.evaluate(system)
+        found = residual_rows(held.data[0], system)
+        assert score == pytest.approx(float(found.square().mean().sqrt()), rel=1e-11)
+        assert residual == (None if expected == 1.0 else pytest.approx(score, rel=1e-11))
 
 
 class Known(Reaction):

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from kanpinn.config import (
     RunConfig,
@@ -28,6 +29,7 @@ from kanpinn.problem import Problem, build_system
 from kanpinn.registry import GROUP, build_problem, problem_source
 from kanpinn.sampling import sample_graded, stream
 from kanpinn.training import MultilevelRun
+from kanpinn.training.evaluation import held_out_equations
 from kanpinn.training.objective import BlockData, residual_rows
 
 AnyConfig = str | Path | Mapping[str, Any] | RunConfig
@@ -81,6 +83,7 @@ def prepare(
         run.check_refinements()
         _check_points(run)
         _check_reference(found)
+        _check_targets(run)
     return Prepared(resolved, found, run, source)
 
 
@@ -130,13 +133,36 @@ def _check_points(run: MultilevelRun) -> None:
 
 def _check_reference(problem: Problem) -> None:
     """Ask for the reference at a few points; one of the wrong shape would give wrong errors."""
-    x = problem.evaluation_points()[:TRIAL_POINTS]
-    values = problem.reference(x.numpy())
+    x = _some_points(problem)
+    values = problem.reference(x)
     allowed = [(len(x), len(problem.fields))] + [(len(x),)] * (len(problem.fields) == 1)
     if values is not None and np.shape(values) not in allowed:
         raise ProblemError(
             f"problem {type(problem).__name__}: the reference at {len(x)} points has the shape "
             f"{np.shape(values)}, allowed: {' or '.join(map(str, allowed))}"
+        )
+
+
+def _some_points(problem: Problem) -> NDArray[np.float64]:
+    return problem.evaluation_points()[:TRIAL_POINTS].numpy()
+
+
+def _check_targets(run: MultilevelRun) -> None:
+    """Refuse targets that nothing could ever be compared with.
+
+    Raises:
+        ConfigError: naming the target, and what the problem lacks.
+    """
+    problem, target = run.problem, run.options.training.target
+    if target.rel_l2 is not None and problem.reference(_some_points(problem)) is None:
+        raise ConfigError(
+            f"training.target.rel_l2: found {target.rel_l2:g}, allowed: null, because the problem "
+            "has no reference"
+        )
+    if target.heldout_residual is not None and not held_out_equations(problem, run.blocks):
+        raise ConfigError(
+            f"training.target.heldout_residual: found {target.heldout_residual:g}, allowed: null, "
+            "because the problem has no points that are not trained on (held_out_blocks)"
         )
 
 

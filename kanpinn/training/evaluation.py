@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,26 +22,42 @@ EVALUATION_CHUNK = 8192
 class HeldOut:
     """Residuals on held-out points of every block.
 
-    ``residual`` is the root mean square of the unweighted equation rows. ``score``, which chooses
-    the best iterate, is the root of the whole weighted objective there: a network that forgets
-    its boundary conditions must not win by a small equation residual.
+    ``residual`` is the root mean square of the unweighted rows of the equations in ``measured``,
+    ``None`` without any. ``score``, which chooses the best iterate, is the root of the whole
+    weighted objective there: a network that forgets its boundary conditions must not win by a small
+    equation residual.
+
+    Args:
+        data: all blocks with their points.
+        measured: names of the equations with points that are not trained on.
     """
 
-    def __init__(self, data: Sequence[BlockData]) -> None:
-        self.data = tuple(data)
+    def __init__(self, data: Sequence[BlockData], measured: Collection[str]) -> None:
+        self.data, self.measured = tuple(data), frozenset(measured)
 
-    def evaluate(self, system: System) -> tuple[float, float]:
+    def evaluate(self, system: System) -> tuple[float | None, float]:
         """``(residual, score)``."""
-        equation, weights, total = 0.0, 0, 0.0
+        squares, total = [], 0.0
         for data in self.data:
             value = float(mean_square(data, system))
             general = not data.block.is_least_squares
             total += data.block.weight * (float(mean_loss(data, system)) if general else value)
-            if data.block.equation:
-                equation += value
-                weights += 1
+            if data.block.name in self.measured:
+                squares.append(value)
         score = math.copysign(math.sqrt(abs(total)), total)  # a general loss may be negative
-        return math.sqrt(equation / max(weights, 1)), score
+        return math.sqrt(sum(squares) / len(squares)) if squares else None, score
+
+
+def held_out_equations(problem: Problem, blocks: Sequence[ResidualBlock]) -> list[str]:
+    """Names of the equations whose residual can be measured on points that are not trained on.
+
+    Blocks of finitely many points are trained on whole: they have such points only where the
+    problem gives them (:meth:`~kanpinn.problem.Problem.held_out_blocks`).
+    """
+    own = problem.held_out_blocks()
+    if own is not None:
+        return [block.name for block in own if block.equation]
+    return [b.name for b in blocks if b.equation and b.region.n_distinct is None]
 
 
 def held_out_data(
@@ -73,7 +89,7 @@ def held_out_data(
                 like.device,
             )
         data.append(BlockData(block, points, system, chunk))
-    return HeldOut(data)
+    return HeldOut(data, held_out_equations(problem, blocks))
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,12 @@ from kanpinn.residuals import ResidualBlock, System, required_jets
 from kanpinn.sampling import SamplingOptions, sample, sample_graded, stream
 from kanpinn.splines import Knots
 from kanpinn.training.adaptive import adapt_points
-from kanpinn.training.evaluation import ReferenceErrors, held_out_data, predict
+from kanpinn.training.evaluation import (
+    ReferenceErrors,
+    held_out_data,
+    held_out_equations,
+    predict,
+)
 from kanpinn.training.hierarchy import Hierarchy, Level, Refinement, build_hierarchy, refine_system
 from kanpinn.training.loop import LevelContext, Trainer
 from kanpinn.training.objective import BlockData, ParameterPack, SystemObjective
@@ -87,6 +92,11 @@ class MultilevelRun:
         """Train all (remaining) levels; the state tells why it ended."""
         active = [level for level in self.hierarchy.levels if any(level.steps)]
         begun = {entry.record.level for entry in self.state.levels}
+        if not held_out_equations(self.problem, self.blocks):
+            self.observer.on_note(
+                "no held-out residual: all points of the equation are given and trained on; "
+                "held_out_blocks() of the problem can name others"
+            )
         for level in active:
             if level.index in begun and level.index != self.state.current.record.level:
                 continue
