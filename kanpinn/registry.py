@@ -98,7 +98,7 @@ def build_problem(problem: ProblemConfig, base_dir: Path | None = None) -> Probl
         return cls(**parameters)
     except KanpinnError:
         raise
-    except Exception as error:  # a user's own code runs here
+    except (Exception, SystemExit) as error:  # a user's own code runs here
         where = _last_line(error)
         raise ProblemError(f"problem {problem.name}: {_one_line(error)}{where}") from error
 
@@ -174,7 +174,7 @@ def _registered(name: str) -> type[Problem]:
     target = points[name].value
     try:
         found = points[name].load()
-    except Exception as error:  # another package's code runs here
+    except (Exception, SystemExit) as error:  # another package's code runs here
         raise ProblemError(
             f"problem {name!r} ({target}) cannot be imported: {_one_line(error)}{_last_line(error)}"
         ) from error

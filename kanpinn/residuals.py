@@ -359,14 +359,19 @@ def _call(block: ResidualBlock, sites: Sequence[Site]) -> Any:
         return block.residual(*sites)
     except KanpinnError:
         raise
-    except Exception as error:  # whatever a user's function may do
-        reason = str(error).partition("\n")[0]
-        if not isinstance(error, AttributeError):
-            reason = f"{type(error).__name__}: {reason}"
-        frames = traceback.extract_tb(error.__traceback__)[1:]
-        if frames:  # the first line outside this module is the user's
-            reason += f" ({Path(frames[0].filename).name}, line {frames[0].lineno})"
-        raise ProblemError(f"residual {block.name!r} fails: {reason}") from error
+    except (Exception, SystemExit) as error:  # whatever a user's function may do
+        raise failure(f"residual {block.name!r}", error) from error
+
+
+def failure(what: str, error: BaseException) -> ProblemError:
+    """What to raise for an exception, caught where a user's function was called."""
+    reason = str(error).partition("\n")[0]
+    if not isinstance(error, AttributeError):
+        reason = f"{type(error).__name__}: {reason}"
+    frames = traceback.extract_tb(error.__traceback__)[1:]
+    if frames:  # the first line below the call is the user's
+        reason += f" ({Path(frames[0].filename).name}, line {frames[0].lineno})"
+    return ProblemError(f"{what} fails: {reason}")
 
 
 def _recorder(record: set[tuple[int, ...] | str], answer: Tensor) -> Component:

@@ -260,9 +260,52 @@ def test_a_reference_of_the_wrong_shape(tmp_path: Path) -> None:
         def reference(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
             return np.zeros((len(x), 2))
 
-    with pytest.raises(ProblemError, match=r"reference at 8 points has the shape \(8, 2\)"):
+    with pytest.raises(ProblemError, match=r"reference at 121 points has the shape \(121, 2\)"):
         run(tmp_path / "run", problem=Wrong)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_reference_that_is_not_finite_is_refused(tmp_path: Path, bad: float) -> None:
+    """It would pass for no reference at all: errors that are not finite are null."""
+
+    class Gap(Bump):
+        def reference(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
+            return np.where((x == [0.0, -1.0]).all(1), bad, super().reference(x))
+
+    with pytest.raises(ProblemError, match=r"Gap: the reference is \[(nan|inf)\] at \(0, -1\)"):
+        run(tmp_path / "run", problem=Gap)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_reference_with_a_gap_between_the_points_tried(tmp_path: Path) -> None:
+    class Gap(Bump):
+        def evaluation_points(self) -> Tensor:
+            return self.domain.evaluation_grid((41, 41))[0]
+
+        def reference(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
+            return np.where((x == [0.0, -0.95]).all(1), np.nan, super().reference(x))
+
+    with pytest.raises(ProblemError, match=r"the reference is \[nan\] at \(0, -0.95\)"):
+        run(tmp_path / "run", problem=Gap)
+    assert RunFolder(tmp_path / "run").status is Status.FAILED
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), ZeroDivisionError("one too many")])
+@pytest.mark.parametrize("where", ["__init__", "residual", "reference"])
+def test_what_a_problem_raises_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, error: BaseException
+) -> None:
+    def fail(*given: Any, **named: Any) -> NoReturn:
+        raise error
+
+    monkeypatch.setattr(Bump, where, fail)
+    config = tiny(problem={"name": f"{__file__}:Bump"})
+    monkeypatch.setattr("kanpinn.registry.problem_class", lambda *given: Bump)
+    with pytest.raises(ProblemError, match=rf"{type(error).__name__}: .*test_api.py") as caught:
+        api.solve(config, out=tmp_path / "run")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_is_never_overwritten(whole: api.SolveResult) -> None:

@@ -250,12 +250,22 @@ def test_a_bug_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "Traceback" in call("list", "-v").stderr
 
 
-def test_an_error_in_a_users_file_names_it(here: Path) -> None:
-    broken = PROBLEM.replace("return self.strength * (1", "return self.strnegth * (1")
+@pytest.mark.parametrize(
+    ("old", "new", "code", "place"),
+    [
+        ("return self.strength * (1", "return self.wrong * (1", 2, "problem.py, line {}"),
+        ("self.domain.evaluation_grid", "self.wrong.evaluation_grid", 1, "problem.py:{}"),
+        ("return self.domain.evaluation", "exit('wrong')  # ", 1, "problem.py:{}"),
+    ],
+)
+def test_an_error_in_a_users_file_names_it(
+    here: Path, old: str, new: str, code: int, place: str
+) -> None:
+    broken = PROBLEM.replace(old, new)
     (here / "problem.py").write_text(broken)
-    line = broken.splitlines().index(next(x for x in broken.splitlines() if "strnegth" in x)) + 1
-    text = refused(call("solve", "tiny.yaml"), "strnegth", code=1)
-    assert f"problem.py:{line}" in text
+    line = broken.splitlines().index(next(x for x in broken.splitlines() if "wrong" in x)) + 1
+    text = refused(call("solve", "tiny.yaml"), "wrong", code=code)
+    assert place.format(line) in text
     assert "bug in kanpinn" not in text
     assert not (here / "runs").exists()
 

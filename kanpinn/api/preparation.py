@@ -10,9 +10,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from kanpinn.config import (
     RunConfig,
@@ -29,13 +27,14 @@ from kanpinn.problem import Problem, build_system
 from kanpinn.registry import GROUP, build_problem, problem_source
 from kanpinn.sampling import sample_graded, stream
 from kanpinn.training import MultilevelRun
-from kanpinn.training.evaluation import held_out_equations
+from kanpinn.training.evaluation import held_out_equations, reference_values
 from kanpinn.training.objective import BlockData, residual_rows
 
 AnyConfig = str | Path | Mapping[str, Any] | RunConfig
 AnyProblem = Problem | type[Problem]
 
 TRIAL_POINTS = 8  # that every block is tried on before a run begins
+REFERENCE_POINTS = 200  # that the reference is tried on, spread over the evaluation points
 
 
 @dataclass(frozen=True)
@@ -82,8 +81,7 @@ def prepare(
         run = MultilevelRun(found, run_options(resolved))
         run.check_refinements()
         _check_points(run)
-        _check_reference(found)
-        _check_targets(run)
+        _check_measures(run)
     return Prepared(resolved, found, run, source)
 
 
@@ -131,30 +129,17 @@ def _check_points(run: MultilevelRun) -> None:
             )
 
 
-def _check_reference(problem: Problem) -> None:
-    """Ask for the reference at a few points; one of the wrong shape would give wrong errors."""
-    x = _some_points(problem)
-    values = problem.reference(x)
-    allowed = [(len(x), len(problem.fields))] + [(len(x),)] * (len(problem.fields) == 1)
-    if values is not None and np.shape(values) not in allowed:
-        raise ProblemError(
-            f"problem {type(problem).__name__}: the reference at {len(x)} points has the shape "
-            f"{np.shape(values)}, allowed: {' or '.join(map(str, allowed))}"
-        )
-
-
-def _some_points(problem: Problem) -> NDArray[np.float64]:
-    return problem.evaluation_points()[:TRIAL_POINTS].numpy()
-
-
-def _check_targets(run: MultilevelRun) -> None:
-    """Refuse targets that nothing could ever be compared with.
+def _check_measures(run: MultilevelRun) -> None:
+    """Try the reference at some points, and refuse targets that nothing could be compared with.
 
     Raises:
+        ProblemError: if the reference is of the wrong shape or not finite.
         ConfigError: naming the target, and what the problem lacks.
     """
     problem, target = run.problem, run.options.training.target
-    if target.rel_l2 is not None and problem.reference(_some_points(problem)) is None:
+    x = problem.evaluation_points()
+    values = reference_values(problem, x[:: max(1, len(x) // REFERENCE_POINTS)])
+    if target.rel_l2 is not None and values is None:
         raise ConfigError(
             f"training.target.rel_l2: found {target.rel_l2:g}, allowed: null, because the problem "
             "has no reference"

@@ -73,10 +73,15 @@ class CommandGroup(click.Group):
             sys.stdout.flush()  # a closed pipe shows here, and not when the interpreter ends
         except Exception as error:
             code = report(error, session.verbose)
+        except SystemExit as error:
+            raised = traceback.extract_tb(error.__traceback__)[-1].filename
+            if Path(raised).parent.name == "click":  # its own, for a closed pipe
+                raise
+            code = report(error, session.verbose)  # exit() in a user's code
         sys.exit(code if isinstance(code, int) else 0)
 
 
-def report(error: Exception, verbose: bool) -> int:
+def report(error: BaseException, verbose: bool) -> int:
     """Print one line that says what is wrong; the exit code."""
     if isinstance(error, BrokenPipeError):
         # Whoever read our output has seen enough; what is left must not fail again at the exit.
@@ -110,7 +115,7 @@ def report(error: Exception, verbose: bool) -> int:
     return EXIT_FAILURE
 
 
-def _blame(error: Exception) -> str:
+def _blame(error: BaseException) -> str:
     """Whose an unexpected error is: a user's file that it came through, or else kanpinn's."""
     package = Path(__file__).resolve().parent.parent
     for frame in reversed(traceback.extract_tb(error.__traceback__)):

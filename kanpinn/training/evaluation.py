@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kanpinn.errors import KanpinnError, ProblemError
 from kanpinn.geometry import Points
 from kanpinn.problem import Problem
-from kanpinn.residuals import ResidualBlock, System
+from kanpinn.residuals import ResidualBlock, System, failure
 from kanpinn.sampling import SamplingOptions, held_out, sample, seen, stream
 from kanpinn.training.objective import BlockData, mean_loss, mean_square
 
@@ -100,6 +101,40 @@ class Errors:
     linf: float
 
 
+def reference_values(problem: Problem, x: Tensor) -> Tensor | None:
+    """The reference ``(n, n_fields)`` at points ``(n, d)``; ``None`` without one.
+
+    Raises:
+        ProblemError: if it fails, or is of the wrong shape, or not finite everywhere.
+    """
+    name = f"problem {type(problem).__name__}: the reference"
+    try:
+        values = problem.reference(x.numpy())
+        if values is None:
+            return None
+        found = np.asarray(values, dtype=np.float64)
+    except KanpinnError:
+        raise
+    except (Exception, SystemExit) as error:  # whatever a user's function may do
+        raise failure(name, error) from error
+    allowed = [(len(x), len(problem.fields))] + [(len(x),)] * (len(problem.fields) == 1)
+    if found.shape not in allowed:
+        raise ProblemError(
+            f"{name} at {len(x)} points has the shape {found.shape}, allowed: "
+            f"{' or '.join(map(str, allowed))}"
+        )
+    exact = torch.as_tensor(found).reshape(len(x), -1)
+    wrong = ~torch.isfinite(exact).all(1)
+    if bool(wrong.any()):
+        row = int(wrong.nonzero()[0])
+        at = ", ".join(f"{value:g}" for value in x[row].tolist())
+        raise ProblemError(
+            f"{name} is {exact[row].tolist()} at ({at}), allowed: finite numbers at all "
+            "evaluation_points(); return None where no reference is known"
+        )
+    return exact
+
+
 class ReferenceErrors:
     """Errors on the problem's evaluation points, points trained on left out.
 
@@ -110,12 +145,11 @@ class ReferenceErrors:
 
     def __init__(self, problem: Problem, trained: Sequence[Points], like: Tensor) -> None:
         x = problem.evaluation_points()
-        values = problem.reference(x.numpy())
+        exact = reference_values(problem, x)
         self.fields = tuple(problem.fields)
-        self.available = values is not None
-        if values is None:
+        self.available = exact is not None
+        if exact is None:
             return
-        exact = torch.as_tensor(np.asarray(values, dtype=np.float64)).reshape(len(x), -1)
         if trained:
             fresh = ~seen(x, torch.cat([p.x.double().cpu() for p in trained]))
             x, exact = x[fresh], exact[fresh]
