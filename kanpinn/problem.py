@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import keyword
+import math
 from abc import ABC
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from kanpinn.ansatz import build_ansatz
 from kanpinn.conditions import Condition, Periodic
@@ -130,10 +132,17 @@ class Problem(ABC):
                     f"{name}.conditions: found {type(condition).__name__}, allowed: conditions "
                     "such as Dirichlet(...)"
                 )
-            if condition.field not in self.fields:
-                raise ProblemError(
-                    f"{name}: {condition.label}: no such field; fields: {', '.join(self.fields)}"
-                )
+        check_fields(self.fields, f"{name}.fields")
+        check_part_names(self.networks or (), nn.ModuleDict(), f"{name}.networks")
+        check_part_names(self.scalars, nn.ParameterDict(), f"{name}.scalars")
+        for scalar, start in self.scalars.items():
+            if not isinstance(start, int | float) or not math.isfinite(start):
+                raise ProblemError(f"{name}.scalars: {scalar!r} is {start!r}, allowed: a number")
+        unknown = [field for field in self.scales if field not in self.fields]
+        if unknown:
+            raise ProblemError(
+                f"{name}.scales: found {unknown[0]!r}, allowed: {', '.join(self.fields)}"
+            )
         self.network_fields()
 
     # --- what the solver derives from the above -----------------------------------------------
@@ -192,6 +201,32 @@ class Problem(ABC):
         return build_ansatz(
             faces, domain.names, domain.lower, domain.upper, scaling.scale, scaling.shift
         )
+
+
+def check_fields(fields: Sequence[str], where: str) -> None:
+    """Refuse names that a residual could not write as ``p.<name>``, and repeated ones."""
+    taken = {*dir(Site), *Site.__dataclass_fields__}
+    if isinstance(fields, str) or not fields:
+        raise ProblemError(f"{where}: found {fields!r}, allowed: names such as ('u', 'v')")
+    for field in fields:
+        usable = isinstance(field, str) and field.isidentifier() and not keyword.iskeyword(field)
+        if not usable or field.startswith("_") or field in taken:
+            raise ProblemError(
+                f"{where}: found {field!r}, allowed: Python names, no underscore first, but "
+                f"{', '.join(sorted(entry for entry in taken if not entry.startswith('_')))}"
+            )
+    if len(set(fields)) < len(fields):
+        raise ProblemError(f"{where}: found {list(fields)}, allowed: different names")
+
+
+def check_part_names(names: Iterable[str], container: nn.Module, where: str) -> None:
+    """Refuse names of networks and scalars that PyTorch cannot keep, or that would be ambiguous."""
+    for name in names:
+        if not isinstance(name, str) or not name or "." in name or hasattr(container, name):
+            raise ProblemError(
+                f"{where}: found {name!r}, allowed: text without dots that is no attribute of "
+                f"torch.nn.{type(container).__name__}, such as 'flow'"
+            )
 
 
 def _made_periodic(maps: Sequence[AnyInputMap], condition: Periodic) -> list[AnyInputMap]:

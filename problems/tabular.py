@@ -14,7 +14,7 @@ import torch
 from annotated_types import Ge, Gt, Lt
 from torch import Tensor
 
-from kanpinn import AffineScaling, Box, DataError, ProblemError, Scaling, read_table, split
+from kanpinn import AffineScaling, Box, DataError, ProblemError, Scaling, Site, read_table, split
 
 from .data_fit import DataFit, Rows
 
@@ -34,7 +34,8 @@ class Tabular(DataFit):
     Coordinates and fields need names that can stand in an expression. In a column's name every run
     of characters other than ASCII letters, digits and underscores becomes one underscore, and
     underscores at its ends are dropped; what is then empty, a keyword of Python, or begins with a
-    digit gets ``column_`` in front, and a name that is taken a number behind. So ``velocity [m/s]``
+    digit gets ``column_`` in front, so does a name that the points have already, such as ``side``,
+    and a name that is taken gets a number behind. So ``velocity [m/s]``
     becomes ``velocity_m_s``, and ``0`` becomes ``column_0``. The file's own names are kept in
     :attr:`columns`.
 
@@ -102,12 +103,15 @@ class Tabular(DataFit):
         }
 
 
+_TAKEN = {*dir(Site), *Site.__dataclass_fields__}  # p.side is the side of an interface
+
+
 def _identifiers(columns: Sequence[str]) -> tuple[str, ...]:
     """Different identifiers for all columns, by the rule stated at :class:`Tabular`."""
     names: list[str] = []
     for column in columns:
         word = re.sub(r"[^A-Za-z0-9_]+", "_", column).strip("_")
-        if not word or word[0].isdigit() or keyword.iskeyword(word):
+        if not word or word[0].isdigit() or keyword.iskeyword(word) or word in _TAKEN:
             word = f"column_{word}".rstrip("_")
         name, number = word, 2
         while name in names:

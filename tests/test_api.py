@@ -25,7 +25,7 @@ from kanpinn.errors import CheckpointError, ConfigError, ProblemError, RunFolder
 from kanpinn.geometry import Box, FixedPoints, Points
 from kanpinn.io.progress import Silent
 from kanpinn.io.run_folder import RunFolder, Status
-from kanpinn.problem import Problem
+from kanpinn.problem import Problem, Scaling
 from kanpinn.residuals import ResidualBlock, Site
 
 CONTRACT_KEYS = {
@@ -263,6 +263,41 @@ def test_a_reference_of_the_wrong_shape(tmp_path: Path) -> None:
     with pytest.raises(ProblemError, match=r"reference at 121 points has the shape \(121, 2\)"):
         run(tmp_path / "run", problem=Wrong)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("attributes", "message"),
+    [
+        ({"networks": {"a.b": ("u",)}}, "networks: found 'a.b'"),
+        ({"networks": {"items": ("u",)}}, "networks: found 'items'"),
+        ({"networks": {"": ("u",)}}, "networks: found ''"),
+        ({"scalars": {"values": 1.0}}, "scalars: found 'values'"),
+        ({"scalars": {"k.x": 1.0}}, "scalars: found 'k.x'"),
+        ({"scalars": {"k": np.nan}}, "scalars: 'k' is nan, allowed: a number"),
+        ({"scalars": {"k": "1"}}, "scalars: 'k' is '1', allowed: a number"),
+        ({"fields": ("u", "u")}, r"fields: found \['u', 'u'\], allowed: different names"),
+        ({"fields": "uv"}, "fields: found 'uv', allowed: names such as"),
+        ({"fields": ()}, r"fields: found \(\), allowed: names such as"),
+        ({"fields": ("side",)}, "fields: found 'side', allowed: .*coordinate, .*side"),
+        ({"fields": ("a.b",)}, "fields: found 'a.b'"),
+        ({"fields": ("_u",)}, "fields: found '_u'"),
+        ({"fields": ("lambda",)}, "fields: found 'lambda'"),
+        ({"scales": {"v": Scaling(scale=2.0)}}, "scales: found 'v', allowed: u"),
+        ({"conditions": ("x",)}, "conditions: found str, allowed: conditions such as"),
+    ],
+)
+def test_names_and_numbers_of_a_problem(attributes: dict[str, Any], message: str) -> None:
+    class Named(Problem):
+        domain = Box((-1.0,), (1.0,))
+
+        def residual(self, p: Site) -> Tensor:
+            return p.u.xx
+
+    for name, value in attributes.items():
+        setattr(Named, name, value)
+    with pytest.raises(ProblemError, match=rf"^config: Named\.{message}") as caught:
+        api.prepare(tiny(), problem=Named)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

@@ -814,7 +814,7 @@ def test_the_iterate_that_meets_the_target_is_the_solution() -> None:
     [
         ({"domain": None}, "domain: found none, allowed: a Box"),
         ({"conditions": ("u = 0",)}, "conditions: found str, allowed: conditions such as"),
-        ({"conditions": (Dirichlet(field="v"),)}, "no such field; fields: u"),
+        ({"conditions": (Dirichlet(field="v"),)}, "unknown field, allowed: u"),
         ({"residual": lambda self, p: p.x}, "uses none of the fields u"),
         ({"conditions": (Dirichlet(value="exq(x)", exact=True),)}, "exq"),
     ],

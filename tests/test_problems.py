@@ -471,6 +471,16 @@ def test_tabular_reads_every_format(tmp_path: Path, name: str) -> None:
     assert np.array_equal(problem.evaluation_points().numpy(), problem.test.inputs)
 
 
+def test_tabular_columns_named_like_what_points_have(tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    rows = np.random.default_rng(0).uniform(size=(30, 3))
+    np.savetxt(path, rows, "%.17g", ",", header="side,normal,data", comments="")
+    problem = Tabular(file=path)
+    problem.check()
+    assert problem.domain.names == ("column_side", "column_normal")
+    assert problem.fields == ("column_data",)
+
+
 @pytest.mark.parametrize("scaling", ["minmax", "standard"])
 def test_tabular_scales_by_training_rows(tmp_path: Path, scaling: Any) -> None:
     write_table(tmp_path / "t.csv")
