@@ -53,7 +53,10 @@ class Tabular(DataFit):
     output_columns: Annotated[
         tuple[Column, ...], "output columns; by default the last one (CSV only)"
     ] = ()
-    delimiter: Annotated[str | None, "of a CSV file; found from its text by default"] = None
+    delimiter: Annotated[
+        str | None,
+        "of a CSV file: a comma, a semicolon, a bar or tab; found from its text by default",
+    ] = None
     group: Annotated[str | None, "of an HDF5 file; the root by default"] = None
     fractions: Annotated[
         tuple[Share, Share, Share], "shares of training, validation and test rows; their sum is 1"

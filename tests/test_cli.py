@@ -364,8 +364,8 @@ def test_evaluate_without_the_users_code(solved: Path, here: Path) -> None:
         lambda p, x: p.with_suffix(".csv").write_text(
             "y;name;x\n" + "".join(f"{b!r};here;{a!r}\n" for a, b in x.tolist())
         ),
-        lambda p, x: p.with_suffix(".csv").write_text(
-            "".join(f"{a!r} {b!r}\n" for a, b in x.tolist())
+        lambda p, x: p.with_suffix(".TXT").write_text(
+            "".join(f"{a!r}\t{b!r}\n" for a, b in x.tolist())
         ),
         lambda p, x: np.savez(p.with_suffix(".npz"), y=x[:, 1], x=x[:, 0], other=np.zeros(3)),
         lambda p, x: np.savez(p.with_suffix(".npz"), anything=x),
@@ -393,15 +393,15 @@ def test_evaluate_one_point_of_the_last_iterate(solved: Path, here: Path) -> Non
     ("content", "words"),
     [
         ("x,y\n0,0\n2,0\n", ("row 1", "x = 2")),
-        ("x,y\n0,0\nnan,0\n", ("point 1", "nan")),
+        ("x,y\n0,0\nnan,0\n", ("line 3", "'nan'")),
         ("x,y\n0,zero\n", ("line 2", "'zero'")),
         ("x,y\n0\n", ("line 2", "2 are needed")),
         ("x,z\n0,0\n", ("'y'",)),
         ("0,0,0\n", ("3 columns", "2 columns (x, y)")),
-        ("x,y\n", ("without numbers",)),
+        ("x,y\n", ("0 row(s) of numbers; at least 1",)),
         ("", ("empty",)),
         (b"\xff\xfe\x00", ("binary",)),
-        (None, ("no such file",)),
+        (None, ("does not exist",)),
     ],
 )
 def test_points_that_cannot_be_used(

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from kanpinn.errors import ConfigError, DataError
-from kanpinn.io import tables
+from kanpinn.io import csv_files, data_files
 from kanpinn.io.scaling import AffineScaling, split
-from kanpinn.io.tables import Table, read_table
+from kanpinn.io.tables import Table, read_points, read_table
 
 DATA = np.random.default_rng(3).normal(size=(7, 3)) * [1.0, 1e-7, 1e12]
 
@@ -180,9 +180,15 @@ def test_bad_csv(tmp_path: Path, text: str, parts: list[str]) -> None:
 def test_wrong_delimiter(tmp_path: Path, right: str, wrong: str) -> None:
     path = write(tmp_path, csv_text(delimiter=right))
     if right != wrong:
-        names = tables.DELIMITERS
+        names = csv_files.DELIMITERS
         parts = ["only one column", f"with delimiter {names[wrong]}", f"to be {names[right]}"]
         refused(path, *parts, delimiter=wrong)
+
+
+def test_tab_may_be_called_so(tmp_path: Path) -> None:
+    """As messages call it; in YAML a tab needs quotes and a backslash."""
+    table = read_table(write(tmp_path, csv_text(delimiter="\t")), delimiter="tab")
+    np.testing.assert_array_equal(table.inputs, DATA[:, :2])
 
 
 @pytest.mark.parametrize("delimiter", ["", " ", ",,", "x", "\n", '"'])
@@ -246,7 +252,7 @@ def test_unreadable_file(tmp_path: Path) -> None:
 
 
 def test_size_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tables, "MAX_BYTES", 50)
+    monkeypatch.setattr(data_files, "MAX_BYTES", 50)
     refused(write(tmp_path, csv_text()), "bytes; at most 50")
     for path in array_files(tmp_path, x=DATA[:, 0], u=DATA[:, 1]):
         refused(path, "array 'x'", "bytes; at most 50", inputs=["x"], outputs=["u"])
@@ -452,6 +458,97 @@ def test_npz_with_a_header_that_is_not_to_be_trusted(tmp_path: Path, header: str
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("x.npy", content + header.encode() + b"\n" + bytes(24))
     refused(path, "array 'x' is damaged", inputs=["x"], outputs=["x"])
+
+
+# --- points -----------------------------------------------------------------------------------
+POINTS = DATA[:, [2, 0]]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        csv_text("y,note,x"),
+        csv_text('"y","a, b",x'),
+        csv_text("# y\tnote\tx", delimiter="\t"),
+        csv_text("y,note,x").replace("\n", ",\n").replace("x,", "x,extra"),
+    ],
+)
+@pytest.mark.parametrize("name", ["points.csv", "points.TXT"])
+def test_points_by_the_names_of_columns(tmp_path: Path, name: str, text: str) -> None:
+    found = read_points(write(tmp_path, text, name), ("x", "y"))
+    np.testing.assert_array_equal(found, DATA[:, [2, 0]])
+
+
+def test_points_without_names(tmp_path: Path) -> None:
+    found = read_points(write(tmp_path, csv_text(None)), ("a", "b", "c"))
+    np.testing.assert_array_equal(found, DATA)
+    path = write(tmp_path, "0.25\n-1\n")
+    np.testing.assert_array_equal(read_points(path, ("x",)), [[0.25], [-1.0]])
+    np.testing.assert_array_equal(read_points(write(tmp_path, "x\n3\n"), ("x",)), [[3.0]])
+
+
+def test_points_of_arrays(tmp_path: Path) -> None:
+    for path in array_files(tmp_path, y=DATA[:, 0], other=["a"], x=DATA[:, 2]):
+        np.testing.assert_array_equal(read_points(path, ("x", "y")), POINTS)
+    for path in array_files(tmp_path, any=POINTS.astype("f4")):
+        np.testing.assert_array_equal(read_points(path, ("x", "y")), POINTS.astype("f4"))
+    for path in array_files(tmp_path, x=POINTS[:1]):
+        np.testing.assert_array_equal(read_points(path, ("x", "y")), POINTS[:1])
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("x,x,y\n1,2,3\n", ["column name 'x' appears twice"]),
+        ("x,z\n1,2\n", ["no column 'y'", "columns: x, z"]),
+        ("1,2,3\n", ["3 columns and no header", "2 columns (x, y)"]),
+        ("x\n1\n", ["only one column", "the columns x, y are needed"]),
+        ("1 2\n3 4\n", ["only one column", "spaces do not separate columns"]),
+        ("x,y\n", ["0 row(s)", "at least 1"]),
+        ("x,y\n1,\n", ["line 2, column 'y'", "missing"]),
+        ("x,y\n1,1e999\n", ["line 2, column 'y'", "finite"]),
+        ("x,y\n1,1_0\n", ["line 2, column 'y'", "'1_0'"]),
+    ],
+)
+def test_bad_points(tmp_path: Path, text: str, parts: list[str]) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(DataError) as caught:
+        read_points(path, ("x", "y"))
+    assert all(part in str(caught.value) for part in [path.name, *parts]), str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_bad_points_of_arrays(tmp_path: Path) -> None:
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"x": DATA[:, 0], "z": DATA[:, 1]}, "found the arrays x, z; allowed: x, y, each"),
+        ({"x": DATA}, r"found the arrays x; .* a single array \(n, 2\)"),
+        ({"x": DATA[:, 0], "y": DATA[:3, 0]}, "column 'x' has 7 rows but 'y' has 3"),
+        ({"x": DATA[:0, 0], "y": DATA[:0, 0]}, "0 row"),
+        ({"x": DATA[:, 0], "y": np.full(7, np.nan)}, "array 'y': row 0"),
+        ({"x": DATA[:, 0], "y": ["a"] * 7}, "not numbers"),
+        ({}, "holds no arrays"),
+    ]
+    for arrays, message in cases:
+        for path in array_files(tmp_path, **arrays):
+            with pytest.raises(DataError, match=message):
+                read_points(path, ("x", "y"))
+
+
+def test_damaged_points(tmp_path: Path) -> None:
+    """A compressed archive: zlib has errors of its own."""
+    np.savez_compressed(tmp_path / "points.npz", x=DATA[:, 0], y=np.arange(7.0))
+    whole = (tmp_path / "points.npz").read_bytes()
+    refusals = 0
+    for position in range(len(whole)):
+        damaged = bytearray(whole)
+        damaged[position] ^= 0xFF
+        path = write(tmp_path, bytes(damaged), "points.npz")
+        try:
+            assert read_points(path, ("x", "y")).shape == (7, 2)
+        except DataError as error:
+            assert "\n" not in str(error)
+            refusals += 1
+    assert refusals > len(whole) // 2
 
 
 def test_table_is_frozen(tmp_path: Path) -> None:

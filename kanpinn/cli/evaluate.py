@@ -28,7 +28,7 @@ TRUST = click.option(
 
 @click.command()
 @click.argument("run", type=EXISTING)
-@click.option("--points", type=PATH, metavar="FILE", help="CSV or NPZ with the coordinates.")
+@click.option("--points", type=PATH, metavar="FILE", help="CSV, NPZ or HDF5 with the coordinates.")
 @click.option("--grid", metavar="NxM", help="A grid over the domain, ends included: 201x201.")
 @click.option("--out", type=PATH, metavar="FILE", required=True, help="CSV or NPZ to write.")
 @click.option("--force", is_flag=True, help="Write over an existing file.")
@@ -58,7 +58,8 @@ def evaluate(
     if (points is None) == (grid is None):
         raise click.UsageError("one of --points FILE and --grid NxM is needed")
     from kanpinn.config import resolve_device
-    from kanpinn.io.point_files import check_free, read_points, write_columns
+    from kanpinn.io.table_writer import check_free, write_columns
+    from kanpinn.io.tables import read_points
     from kanpinn.solution import Solution
 
     check_free(out, force)
