@@ -251,7 +251,10 @@ WRONG = [
     ("model.inputs=[{map: formula, formula: x, range: [1, 1]}]", "allowed: the least value, then"),
     ("model.breakpoints=[[[-1, 0, 0, 1]]]", "model.breakpoints.0.0: found the list [-1.0, 0.0, 0."),
     ("model.breakpoints=[[[-1, 1], [1, 0]]]", "model.breakpoints.0.1: found the list [1.0, 0.0],"),
-    ("model.breakpoints=[[[]]]", "model.breakpoints.0.0: found the list [], allowed: at least two"),
+    ("model.breakpoints=[[[]]]", "model.breakpoints.0.0: found the list [], allowed: numbers from"),
+    ("model.breakpoints=[[[-1, 0.5]]]", "model.breakpoints.0.0: found the list [-1.0, 0.5], allow"),
+    ("model.breakpoints=[[[-2, 0, 1]]]", "model.breakpoints.0.0: found the list [-2.0, 0.0, 1.0],"),
+    ("model.breakpoints=[[[1]]]", "model.breakpoints.0.0: found the list [1.0], allowed: numbers"),
     ("model.breakpoints=[[[-1, x]]]", "model.breakpoints.0.0.1: found 'x', allowed: a number"),
     ("sampling.interior=0", "sampling.interior: found 0, allowed: an integer of at least 1"),
     ("sampling.method=sobel", "sampling.method: found 'sobel', allowed: grid, random, sobol or la"),
@@ -325,8 +328,8 @@ def test_refinements_that_cannot_be(refused: Callable[..., str]) -> None:
     text = BASE.replace("training:\n", "training:\n  levels: 3\n  refine: [-2, [[0, 0], 4]]\n")
     assert refused(text).split("\n") == [
         "F: training.refine.0: found -2, allowed: an integer of at least 1, or a list",
-        "F: training.refine.1.0: found the list [0.0, 0.0], allowed: at least two numbers, "
-        "strictly increasing",
+        "F: training.refine.1.0: found the list [0.0, 0.0], allowed: numbers from -1 to 1, "
+        "both included, strictly increasing",
     ]
 
 

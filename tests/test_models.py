@@ -685,6 +685,10 @@ def test_start_depends_on_the_seed_alone() -> None:
         (KANOptions(intervals=(4,)), "model.intervals: found 1 values"),
         (KANOptions(width=3, breakpoints=RAGGED[:1]), r"found \[2\] channels per layer"),
         (KANOptions(width=1, breakpoints=(RAGGED[0], ((0.0, 0.0),))), "repeated"),
+        (
+            KANOptions(width=1, breakpoints=(RAGGED[0], ((-1.0, 2.0),))),
+            r"model.breakpoints.1.0: found knots from -1 to 2, allowed: from -1 to 1",
+        ),
     ],
 )
 def test_options_that_do_not_fit(options: ModelOptions, message: str) -> None:

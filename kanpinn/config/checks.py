@@ -10,7 +10,7 @@ from kanpinn.models import Formula
 from kanpinn.models.options import KnotNetworkOptions, ModelOptions
 from kanpinn.training import TrainingOptions
 
-INCREASING = "at least two numbers, strictly increasing"
+INCREASING = "numbers from -1 to 1, both included, strictly increasing"
 
 
 def check_model(model: ModelOptions, errors: Errors) -> None:
@@ -51,5 +51,6 @@ def check_training(training: TrainingOptions, errors: Errors) -> None:
 
 
 def _check_knots(knots: Sequence[float], path: str, errors: Errors) -> None:
-    if len(knots) < 2 or any(right <= left for left, right in pairwise(knots)):
+    ends = (knots[0], knots[-1]) if knots else ()
+    if ends != (-1, 1) or any(right <= left for left, right in pairwise(knots)):
         errors.add(path, f"found {show(knots)}, allowed: {INCREASING}")

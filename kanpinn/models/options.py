@@ -120,7 +120,15 @@ class KnotNetworkOptions(NetworkOptions):
             for layer in self.breakpoints
         ]
         pairs = zip(orders, rows, strict=True)
-        return tuple(Knots.from_breakpoints(order, layer) for order, layer in pairs)
+        given = tuple(Knots.from_breakpoints(order, layer) for order, layer in pairs)
+        for number, knots in enumerate(given):
+            for p, t in enumerate(knots.breakpoints):
+                if (float(t[0]), float(t[-1])) != (-1.0, 1.0):
+                    raise ConfigError(
+                        f"model.breakpoints.{number}.{p}: found knots from {t[0]:g} to {t[-1]:g}, "
+                        "allowed: from -1 to 1, the range of what a layer reads"
+                    )
+        return given
 
 
 @dataclass(frozen=True, kw_only=True)
