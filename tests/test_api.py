@@ -585,6 +585,32 @@ def test_more_time_goes_on(tmp_path: Path, whole: api.SolveResult) -> None:
     assert torch.equal(parameters(tmp_path / "run"), parameters(whole.folder))
 
 
+def test_more_time_or_a_stricter_target_finds_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: api.SolveResult
+) -> None:
+    """Without its folder being named; with the same budget there is nothing to continue."""
+    monkeypatch.chdir(tmp_path)
+    limited = {"training": {"time_limit": 1e-6}}
+    stopped = run(changes=limited)
+    with pytest.raises(RunFolderError, match=f"newest, {stopped.folder.name}, is time_limit"):
+        run(changes=limited, resume=True)
+    loose, strict = ({"training": {"target": {"rel_l2": value}}} for value in (1e3, 1e-9))
+    reached = run(changes=loose)
+    with pytest.raises(RunFolderError, match="is target_reached"):
+        run(changes={"training": {**limited["training"], **loose["training"]}}, resume=True)
+    missed = run(changes=strict, resume=True)  # the newer of the two
+    assert (missed.folder, missed.status) == (reached.folder, Status.TARGET_MISSED)
+    again = run(resume=True)
+    assert (again.folder, again.status) == (stopped.folder, Status.COMPLETED)
+    for folder in (stopped.folder, reached.folder):
+        assert torch.equal(parameters(folder), parameters(whole.folder))
+    with pytest.raises(RunFolderError, match="no unfinished run"):
+        run(resume=True)
+    (stopped.folder / "summary.json").write_text('{"status": "time_limit", "levels": []}')
+    with pytest.raises(RunFolderError, match="no unfinished run"):
+        run(resume=True)
+
+
 def test_a_stricter_target_goes_on(tmp_path: Path, whole: api.SolveResult) -> None:
     loose, strict = ({"training": {"target": {"rel_l2": value}}} for value in (1e3, 1e-9))
     assert run(tmp_path / "run", changes=loose).summary["steps"] < 16

@@ -14,17 +14,22 @@ from kanpinn.errors import ConfigError, RunFolderError
 from kanpinn.io.run_folder import RunFolder, run_folders
 from kanpinn.optimisers import StopReason
 from kanpinn.provenance import file_sha256
-from kanpinn.training import RunState
+from kanpinn.training import RunState, TrainingOptions
 
 STEPS = "training.phases.*.steps"
 
 
-def find_run(runs: Path, config: Mapping[str, Any], out: str | Path | None) -> RunFolder:
+def find_run(
+    runs: Path, prepared: Prepared, config: Mapping[str, Any], out: str | Path | None
+) -> RunFolder:
     """The folder of the run to continue: ``out``, or the newest unfinished one of this config.
+
+    A run is unfinished, too, if what ended it would not end it now: its time limit, or its target.
 
     Args:
         runs: folder of the runs of that name.
-        config: resolved.
+        prepared: the run as it is asked for.
+        config: resolved, as saved.
         out: the run folder, if it was named.
 
     Raises:
@@ -37,7 +42,8 @@ def find_run(runs: Path, config: Mapping[str, Any], out: str | Path | None) -> R
             raise RunFolderError(f"{folder.path}: holds no run to continue; leave out --resume")
         return folder
     found = run_folders(runs)
-    unfinished = [folder for folder in found if folder.status is None or not folder.status.final]
+    training = prepared.config.training
+    unfinished = [folder for folder in found if _is_unfinished(folder, training)]
     differences = [differing_keys(_saved_config(folder), config) for folder in unfinished]
     for folder, keys in zip(unfinished, differences, strict=True):
         if not keys:
@@ -46,6 +52,17 @@ def find_run(runs: Path, config: Mapping[str, Any], out: str | Path | None) -> R
         raise _differs(unfinished[0].path, differences[0])
     end = f" (the newest, {found[0].path.name}, is {found[0].status})" if found else ""
     raise RunFolderError(f"{runs}: no unfinished run of this config to continue{end}")
+
+
+def _is_unfinished(folder: RunFolder, training: TrainingOptions) -> bool:
+    if folder.status is None or not folder.status.final:
+        return True
+    summary = folder.read_summary() or {}
+    try:
+        reason = summary["levels"][-1]["stop_reason"]
+        return _goes_on(reason, float(summary["wall_s"]), summary, training)
+    except (LookupError, TypeError, ValueError):  # a summary that was edited
+        return False
 
 
 def recall(folder: RunFolder, prepared: Prepared, config: Mapping[str, Any]) -> Checkpoint | None:
@@ -83,7 +100,8 @@ def restored(checkpoint: Checkpoint, prepared: Prepared, config: Mapping[str, An
     """
     options = prepared.run.options
     state = restore_state(checkpoint, options.device, options.dtype)
-    if state.finished and _goes_on(state, prepared):
+    training, reason = prepared.config.training, state.current.record.stop_reason
+    if state.finished and _goes_on(reason, state.elapsed, state.history[-1], training):
         state.finished = False
     if state.finished:
         rest = [key for key in RESUMABLE_KEYS if key != STEPS]
@@ -96,13 +114,21 @@ def restored(checkpoint: Checkpoint, prepared: Prepared, config: Mapping[str, An
     return state
 
 
-def _goes_on(state: RunState, prepared: Prepared) -> bool:
-    """Whether what ended a finished run in the midst of a phase would not end it now."""
-    training, reason = prepared.config.training, state.current.record.stop_reason
+def _goes_on(
+    reason: str | None, elapsed: float, row: Mapping[str, Any], training: TrainingOptions
+) -> bool:
+    """Whether what ended a finished run in the midst of a phase would not end it now.
+
+    Args:
+        reason: why its last level ended.
+        elapsed: seconds it took.
+        row: loss, held-out residual and error it ended with.
+        training: the options now.
+    """
     if reason == StopReason.TIME:
-        return training.time_limit is None or training.time_limit > state.elapsed
+        return training.time_limit is None or training.time_limit > elapsed
     if reason == StopReason.TARGET:
-        return not target_met(training.target, state.history[-1])
+        return not target_met(training.target, row)
     return False
 
 

@@ -83,7 +83,7 @@ def _place(prepared: Prepared, out: str | Path | None, resume: bool) -> RunFolde
     data = to_dict(prepared.config)
     runs = (RUNS / prepared.config.name).absolute()
     if resume:
-        return find_run(runs, data, None if out is None else Path(out).absolute())
+        return find_run(runs, prepared, data, None if out is None else Path(out).absolute())
     folder = new_folder(runs) if out is None else RunFolder(Path(out).absolute())
     folder.create(dump_yaml(data))
     return folder

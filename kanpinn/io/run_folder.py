@@ -62,7 +62,7 @@ class Status(StrEnum):
 
     @property
     def final(self) -> bool:
-        """Whether nothing is left to continue (but for a larger budget in seconds)."""
+        """Whether nothing is left to continue, with budget and target as they were."""
         return self not in (Status.INTERRUPTED, Status.FAILED)
 
 
