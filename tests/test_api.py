@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -796,6 +798,44 @@ def test_memory_grows_with_the_points() -> None:
     # Splines of order 4 on 4 intervals in two channels: 14 features; jets of 5 components.
     features = 10_000 * 14 * 5 * 8 / 2**20
     assert large - small == pytest.approx(features, rel=0.5)
+
+
+WIDE = ["model.width=64", "model.intervals=64"]
+MULTICHANNEL = ["model.type=multichannel", "model.order=4", "model.width=32", "model.intervals=32"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is counted otherwise")
+@pytest.mark.parametrize(
+    ("optimiser", "model"),
+    [
+        ("adam", WIDE),
+        ("lbfgs", WIDE),
+        ("adam", [*MULTICHANNEL, "model.hidden_layers=3"]),
+        ("lm", ["model.width=16", "model.intervals=32"]),
+    ],
+)
+def test_memory_is_about_what_was_estimated(
+    tmp_path: Path, optimiser: str, model: list[str]
+) -> None:
+    """Peaks of whole processes, less that of a run that takes next to nothing."""
+    config = Path(__file__).parent.parent / "configs" / "poisson.yaml"
+    common = [
+        *("training.levels=1", "figures=false", "threads=1"),
+        f"training.phases=[{{optimiser: {optimiser}, steps: 1}}]",
+    ]
+
+    def call(*options: str) -> dict[str, Any]:
+        command = [sys.executable, "-m", "kanpinn", "solve", str(config), *common, *options]
+        done = subprocess.run([*command, "--json"], capture_output=True, text=True, check=True)
+        found: dict[str, Any] = json.loads(done.stdout)
+        return found
+
+    small = ["sampling.interior=50", "sampling.boundary=10", "sampling.held_out=20"]
+    least = call("model.width=2", *small, "--out", str(tmp_path / "small"))["peak_rss_mb"]
+    peak = call(*model, "--out", str(tmp_path / "wide"))["peak_rss_mb"] - least
+    (level,) = call(*model, "--dry-run")["levels"]
+    assert 0.5 * peak <= level["memory_mib"] <= 2.0 * peak
 
 
 @pytest.mark.parametrize("value", ["1/x", float("nan")])

@@ -22,7 +22,13 @@ from kanpinn.problem import Problem, build_system
 from kanpinn.residuals import ResidualBlock, Site, System
 from kanpinn.sampling import QUADRATURE, SamplingOptions, held_out, sample, stream
 from kanpinn.training.accumulate import tree_sum
-from kanpinn.training.evaluation import HeldOut, ReferenceErrors, held_out_data, predict
+from kanpinn.training.evaluation import (
+    HeldOut,
+    ReferenceErrors,
+    evaluation_rows,
+    held_out_data,
+    predict,
+)
 from kanpinn.training.objective import (
     BlockData,
     ParameterPack,
@@ -513,6 +519,25 @@ def test_given_data_is_held_out_only_by_the_problem() -> None:
         found = residual_rows(held.data[0], system)
         assert score == pytest.approx(float(found.square().mean().sqrt()), rel=1e-11)
         assert residual == (None if expected == 1.0 else pytest.approx(score, rel=1e-11))
+
+
+@pytest.mark.parametrize(
+    ("model", "rows"),
+    [
+        (KANOptions(width=2, intervals=2), 8192),
+        (KANOptions(width=64, intervals=64), 256),
+        (MultichannelOptions(width=64, intervals=64, order=4), 64),
+        (MLPOptions(width=256), 1024),
+    ],
+)
+def test_wide_networks_are_evaluated_on_fewer_points_at_once(model: Any, rows: int) -> None:
+    system, _ = make(model)
+    assert evaluation_rows(system) == rows
+    x = torch.linspace(-1, 1, 2 * (rows + 7), dtype=torch.float64).reshape(-1, 2)
+    with torch.no_grad():
+        torch.testing.assert_close(predict(system, x), system.values(x), rtol=0, atol=1e-13)
+        found = predict(system, x, ["v"])
+    torch.testing.assert_close(found[:, 0], predict(system, x)[:, 1], rtol=0, atol=0)
 
 
 class Known(Reaction):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 
 from kanpinn.api.preparation import Prepared
 from kanpinn.jets import JetSpec
-from kanpinn.models import KnotNetwork
+from kanpinn.models import KnotLayer, KnotNetwork, Layer, SplineLayer
 from kanpinn.optimisers import (
     LBFGSOptions,
     LevenbergMarquardtOptions,
@@ -18,14 +18,17 @@ from kanpinn.optimisers import (
     SelfScaledBroydenOptions,
 )
 from kanpinn.problem import build_system
-from kanpinn.residuals import System, required_jets
+from kanpinn.residuals import ResidualBlock, System, required_jets
 from kanpinn.training import Level
 from kanpinn.training.accumulate import SLAB
-from kanpinn.training.objective import CHUNK_BYTES, FEATURE_CACHE_BYTES
+from kanpinn.training.evaluation import EVALUATION_BYTES
+from kanpinn.training.hierarchy import first_network
+from kanpinn.training.objective import FEATURE_CACHE_BYTES, chunk_rows
 
 MIB = 2.0**20
-CHUNK_COPIES = 12  # jets of one chunk alive in a gradient: values, products and their adjoints
-JACOBIAN_COPIES = 3  # of a slab of the Jacobian: its pieces, the slab, its factorisation
+# Measured, as far as they are not plain: peaks beside those of a small run.
+JACOBIAN_COPIES = 1.5  # of a slab of the Jacobian: its pieces, the slab, its factorisation
+TRIANGLES = 6  # of the parameters' number squared: the factor, those it is reduced from, the step's
 DENSE_COPIES = 2  # of an inverse Hessian: before and after its update
 ADAM_VECTORS = 6  # of the parameters' length: theta, gradient, two moments, best, trial
 
@@ -62,11 +65,15 @@ def plan(prepared: Prepared) -> list[LevelPlan]:
     """
     run = prepared.run
     options = run.options
-    coarse = build_system(run.problem, options.model, torch.Generator().manual_seed(options.seed))
-    specs = {block.name: required_jets(block, coarse) for block in run.blocks}
+    system = build_system(run.problem, options.model, torch.Generator().manual_seed(options.seed))
+    specs = {block.name: required_jets(block, system) for block in run.blocks}
+    network = first_network(system)
+    knots = network.knots if isinstance(network, KnotNetwork) else ()
     plans = []
     for level in run.hierarchy.levels:
+        knots = level.refinement.apply(knots) if level.refinement else knots
         points = {block.name: run.n_points(block, level) for block in run.blocks}
+        sizes = _Sizes(prepared, level, system, specs, points, [k.n_features for k in knots])
         plans.append(
             LevelPlan(
                 level=level.index,
@@ -74,54 +81,106 @@ def plan(prepared: Prepared) -> list[LevelPlan]:
                 n_params=level.n_parameters,
                 n_points=points,
                 steps=sum(level.steps),
-                memory_mib=_memory(prepared, coarse, specs, points, level) / MIB,
+                memory_mib=sizes.total() / MIB,
             )
         )
     return plans
 
 
-def _memory(
-    prepared: Prepared,
-    coarse: System,
-    specs: Mapping[str, Mapping[str, JetSpec]],
-    points: Mapping[str, int],
-    level: Level,
-) -> float:
-    """Bytes: prepared points, kept features, one chunk in flight, the optimiser's vectors."""
-    options = prepared.run.options
-    number = 8 if options.dtype is torch.float64 else 4
-    total = 0.0
-    for block in prepared.run.blocks:
-        sites = points[block.name] * block.region.n_sites
-        held_out = options.sampling.held_out if block.equation else options.sampling.held_out / 5
-        for name, spec in specs[block.name].items():
-            part = coarse.parts[name]
+@dataclass(frozen=True)
+class _Sizes:
+    """What training on one level takes, in bytes, from the sizes of its arrays.
+
+    Attributes:
+        prepared: the run.
+        level: the level.
+        coarse: networks of the coarsest level: of the same widths and orders.
+        specs: jets by block and network.
+        points: number of points by block.
+        splines: functions of every layer on knots, of all its channels.
+    """
+
+    prepared: Prepared
+    level: Level
+    coarse: System
+    specs: Mapping[str, Mapping[str, JetSpec]]
+    points: Mapping[str, int]
+    splines: Sequence[int]
+
+    def total(self) -> float:
+        """Points with what is kept for them, the largest evaluation, the optimiser's arrays."""
+        blocks = self.prepared.run.blocks
+        step = max(self._step(block) for block in blocks)
+        return (
+            sum(self._points(block) for block in blocks)
+            + max(step, EVALUATION_BYTES)
+            + self._optimiser()
+        )
+
+    @property
+    def _number(self) -> int:
+        return 8 if self.prepared.run.options.dtype is torch.float64 else 4
+
+    def _features(self, number: int, layer: Layer) -> int:
+        """Features of a layer on this level."""
+        if not isinstance(layer, KnotLayer):
+            return layer.in_width
+        return self.splines[number] + (layer.in_width if layer.settings.base else 0)
+
+    def _points(self, block: ResidualBlock) -> float:
+        """Prepared points of a block and their held-out ones, with the first layer's features."""
+        sampling, n_sites = self.prepared.run.options.sampling, block.region.n_sites
+        sites = self.points[block.name] * n_sites
+        held_out = (sampling.held_out if block.equation else sampling.held_out / 5) * n_sites
+        total = 0.0
+        for name, spec in self.specs[block.name].items():
+            part = self.coarse.parts[name]
             per_site = spec.n_components * (part.inputs.n_channels + 2 * len(part.fields))
-            features = spec.n_components * _first_features(coarse, name, level)
-            kept = features * sites * number
-            kept = kept if kept <= FEATURE_CACHE_BYTES else 0
-            share = (sites + held_out * block.region.n_sites) / max(sites, 1)
-            total += (sites * per_site * number + kept) * share
-    layers = max(len(part.network.layers) for part in coarse.parts.values())
-    total += CHUNK_COPIES * layers * CHUNK_BYTES
-    return total + _vectors(prepared, level) * level.n_parameters * number
+            total += per_site * (sites + held_out)
+            features = spec.n_components * self._features(0, part.network.chain[0])
+            for count in (sites, held_out):
+                if features * count * 8 <= FEATURE_CACHE_BYTES:
+                    total += features * count
+        return total * self._number
+
+    def _step(self, block: ResidualBlock) -> float:
+        """A chunk of a block in flight: what all layers keep for the gradient, and its adjoints."""
+        n_sites = block.region.n_sites
+        chosen = self.prepared.run.options.training.chunk
+        rows = chosen or chunk_rows(self.coarse, self.specs[block.name], n_sites)
+        kept = transient = 0.0
+        for name, spec in self.specs[block.name].items():
+            for number, layer in enumerate(self.coarse.parts[name].network.chain):
+                features = self._features(number, layer)
+                kept += _kept(layer, features, spec)
+                transient = max(transient, 3.0 * spec.n_components * features)
+        rows = min(rows, self.points[block.name])
+        return rows * n_sites * (kept + transient) * self._number
+
+    def _optimiser(self) -> float:
+        """Vectors as long as the parameters, or the Jacobian, of the greediest phase."""
+        n, phases = self.level.n_parameters, self.prepared.config.training.phases
+        numbers = [float(ADAM_VECTORS * n)]
+        for phase in phases:
+            if not phase.steps_on(self.level.index):
+                continue
+            if isinstance(phase, LBFGSOptions):
+                numbers.append((2.0 * phase.history + 8) * n)
+            if isinstance(phase, SelfScaledBFGSOptions | SelfScaledBroydenOptions):
+                numbers.append((DENSE_COPIES * n + 8.0) * n)
+            if isinstance(phase, LevenbergMarquardtOptions):
+                rows = min(SLAB * n, sum(self.points.values())) * self.prepared.run.options.workers
+                numbers.append(JACOBIAN_COPIES * rows * n + TRIANGLES * n**2)
+        return max(numbers) * self._number
 
 
-def _first_features(coarse: System, name: str, level: Level) -> int:
-    """Width of the first layer's features on a level."""
-    network = coarse.parts[name].network
-    if not isinstance(network, KnotNetwork):
-        return network.widths[0]
-    knots = network.knots[0]
-    return knots.channels * (level.n_intervals[0] + knots.order - 1)
-
-
-def _vectors(prepared: Prepared, level: Level) -> int:
-    """Vectors as long as the parameters that the greediest phase keeps."""
-    phases = [p for p in prepared.config.training.phases if p.steps_on(level.index)]
-    memories = [2 * p.history + 8 for p in phases if isinstance(p, LBFGSOptions)]
-    if any(isinstance(p, SelfScaledBFGSOptions | SelfScaledBroydenOptions) for p in phases):
-        memories.append(DENSE_COPIES * level.n_parameters + 8)
-    if any(isinstance(p, LevenbergMarquardtOptions) for p in phases):
-        memories.append(JACOBIAN_COPIES * SLAB * level.n_parameters)
-    return max([ADAM_VECTORS, *memories])
+def _kept(layer: Layer, features: int, spec: JetSpec) -> float:
+    """Numbers that a layer keeps for the gradient, for every point."""
+    jets, orders = spec.n_components, spec.order + 1
+    if isinstance(layer, SplineLayer):
+        local = layer.in_width * layer.order
+        recorded = 8 if layer.settings.free else 1  # free knots have no reverse pass of their own
+        return float(jets * features + recorded * (orders + 2) * local)
+    if isinstance(layer, KnotLayer):
+        return float((3 * jets + 4 * orders) * features)
+    return float(3 * jets * features)

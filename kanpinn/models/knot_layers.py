@@ -228,6 +228,11 @@ class KnotLayer(Layer):
 class SplineLayer(KnotLayer):
     """KAN layer: B-splines, at most ``r`` of them non-zero at a point."""
 
+    @property
+    def numbers_per_point(self) -> int:
+        """The features, and the ``r`` polynomials of degree ``r - 1`` they come from."""
+        return self.coefficients.shape[1] + self.in_width * self.order * (self.order + 3)
+
     def _make_basis(self, knots: Knots) -> SplineBasis:
         return SplineBasis(knots)
 

@@ -40,6 +40,11 @@ class Layer(nn.Module, ABC):
         """Whether the features depend on the input alone, and on no trainable parameter."""
         return True
 
+    @property
+    def numbers_per_point(self) -> int:
+        """About how many numbers an evaluation of values holds for every point, for budgets."""
+        return 6 * self.coefficients.shape[1]
+
     def contract(self, features: Tensor) -> Tensor:
         """Output jets ``(K, n, out_width)`` of feature jets ``(K, n, n_features)``."""
         return features @ self.coefficients.mT

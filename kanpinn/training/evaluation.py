@@ -17,7 +17,8 @@ from kanpinn.residuals import ResidualBlock, System, failure
 from kanpinn.sampling import SamplingOptions, held_out, sample, seen, stream
 from kanpinn.training.objective import BlockData, mean_loss, mean_square
 
-EVALUATION_CHUNK = 8192
+EVALUATION_CHUNK = 8192  # points at once, or fewer where what a layer makes of them fills more than
+EVALUATION_BYTES = 2**24
 
 
 class HeldOut:
@@ -175,6 +176,16 @@ def predict(system: System, x: Tensor, fields: Sequence[str] | None = None) -> T
 
     Those named by ``fields``, in that order; all of them, network after network, by default.
     """
+    result = x.new_empty(len(x), len(fields or system.field_names))
+    size = evaluation_rows(system)
     with torch.no_grad():
-        rows = [system.values(piece, fields) for piece in x.split(EVALUATION_CHUNK)]
-    return torch.cat(rows)
+        for values, piece in zip(result.split(size), x.split(size), strict=True):
+            values.copy_(system.values(piece, fields))
+    return result
+
+
+def evaluation_rows(system: System) -> int:
+    """Points at once: a power of two, a function of the model alone."""
+    layers = [layer for part in system.parts.values() for layer in part.network.chain]
+    rows = EVALUATION_BYTES // (8 * max(layer.numbers_per_point for layer in layers))
+    return min(EVALUATION_CHUNK, 1 << max(6, rows.bit_length() - 1))

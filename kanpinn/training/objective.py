@@ -21,7 +21,7 @@ from kanpinn.sampling import QUADRATURE
 from kanpinn.training.accumulate import tree_sum, triangular_factor
 from kanpinn.training.jacobian import rows_with_jacobian
 
-CHUNK_BYTES = 2**21  # of the widest layer's features: temporaries then stay in a core's cache
+CHUNK_BYTES = 2**21  # of the widest layer's non-zero features: these then stay in a core's cache
 LINEAR_PARAMETERS = ("coefficients", "bias")  # of a layer: its output is linear in them
 FEATURE_CACHE_BYTES = 2**28  # of the first layer's features, kept from step to step, per block
 
@@ -155,7 +155,7 @@ class BlockData:
 
 
 def chunk_rows(system: System, specs: Mapping[str, JetSpec], n_sites: int) -> int:
-    """Rows per chunk: the widest layer's feature jets fill about ``CHUNK_BYTES``.
+    """Rows per chunk: the widest layer's non-zero feature jets fill about ``CHUNK_BYTES``.
 
     A power of two between 64 and 4096, a function of the model and the equation alone.
     """
