@@ -43,7 +43,7 @@ from kanpinn.models.inputs import AnyInputMap
 from kanpinn.models.layer import scatter_features
 from kanpinn.models.networks import ACTIVATION_SMOOTHNESS
 from kanpinn.models.spline_features import SplineFeatures, combine
-from kanpinn.splines import Knots, SplineBasis, change_of_basis
+from kanpinn.splines import Knots, SplineBasis, change_of_basis, condition_number
 
 TOLERANCE = 1e-10
 RAGGED = (
@@ -134,6 +134,25 @@ def test_summed_laplacian_beside_mixed_derivatives(name: str) -> None:
     for spec in (JetSpec.closure(2, [], (0, 1)), JetSpec.closure(2, [(1, 2)], (0,))):
         exact = nested_components(network, x, spec)
         assert_components(jet_of(network, x, spec), exact, TOLERANCE)
+
+
+@pytest.mark.parametrize("intervals", [8, 32, 64])
+@pytest.mark.parametrize("order", [4, 6, 8])
+def test_jets_in_the_power_relu_basis_are_as_good_as_its_condition(
+    order: int, intervals: int
+) -> None:
+    """Within ``eps cond(A)``: large coefficients of powers cancel. B-splines stay within 1e-10."""
+    x, spec = points(12, 2), full_spec(2, min(4, order - 2))
+    for options, allowed in (
+        (MultichannelOptions(width=3, order=order, intervals=intervals), None),
+        (KANOptions(width=3, order=order, intervals=intervals), TOLERANCE),
+    ):
+        network = make(options)
+        assert isinstance(network, KnotNetwork)
+        condition = max(condition_number(knots) for knots in network.knots)
+        tolerance = allowed or torch.finfo(torch.float64).eps * condition
+        assert tolerance < 1e-2  # beyond that there are no digits, and refinement is refused
+        assert_components(jet_of(network, x, spec), nested_components(network, x, spec), tolerance)
 
 
 @pytest.mark.parametrize("index", all_indices(3, 4))
