@@ -1,4 +1,4 @@
-"""What can be chosen by name: problems, models, bases, optimisers, activations.
+"""What can be chosen by name: problems, models, bases, optimisers.
 
 Problems are found through the entry-point group ``kanpinn.problems``, so that other packages can
 add theirs, or in a file, ``path/to/file.py:ClassName``. A file's code runs when its class is asked
@@ -20,7 +20,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 from kanpinn.errors import KanpinnError, ProblemError
-from kanpinn.models import MLPOptions, ModelOptions, PowerReluLayer, SplineLayer
+from kanpinn.models import ModelOptions, PowerReluLayer, SplineLayer
 from kanpinn.optimisers import OPTIMISERS, AnyOptimiserOptions
 from kanpinn.problem import Problem
 
@@ -153,12 +153,6 @@ def list_optimisers() -> list[Entry]:
         Entry(entry.name, _first_line(OPTIMISERS[entry.name]))
         for entry in _tagged(get_args(AnyOptimiserOptions), "optimiser")
     ]
-
-
-def list_activations() -> list[Entry]:
-    """The activations of a plain MLP."""
-    names = get_args(get_type_hints(MLPOptions)["activation"])
-    return [Entry(name, "activation of an MLP") for name in names]
 
 
 # --- registered problems ------------------------------------------------------------------------

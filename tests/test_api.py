@@ -150,6 +150,15 @@ def test_numbers_are_those_of_the_default_solution(whole: api.SolveResult) -> No
     assert whole.heldout_residual == pytest.approx(np.sqrt(np.mean(residual**2)), rel=0.3)
 
 
+def test_provenance_is_documented(whole: api.SolveResult) -> None:
+    found = kanpinn.load(whole.folder).provenance
+    text = (Path(__file__).parent.parent / "docs" / "checkpoint.md").read_text()
+    section = text[text.index("### Problem and provenance") :]
+    assert {"command", "earlier"} < set(found)
+    assert [key for key in found if f"`{key}`" not in section] == []
+    assert [key for key in kanpinn.load(whole.folder).problem if f"`{key}`" not in section] == []
+
+
 def test_metrics_lines_are_the_history(whole: api.SolveResult) -> None:
     assert rows(whole.folder) == read_checkpoint(whole.folder / "checkpoint.h5").history
     assert [row["step"] for row in rows(whole.folder)] == [0, 2, 4, 6, 8, 8, 10, 12, 14, 16]

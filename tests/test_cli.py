@@ -437,6 +437,12 @@ def test_plot(solved: Path, here: Path) -> None:
     assert "device cpu" in result.stderr
 
 
+def test_plot_into_a_file(solved: Path, here: Path) -> None:
+    (here / "figures").write_text("precious")
+    refused(call("plot", solved, "--out", "figures"), "figures: is a file; a folder")
+    assert (here / "figures").read_text() == "precious"
+
+
 # --- the program --------------------------------------------------------------------------------
 KANPINN = [sys.executable, "-m", "kanpinn"]
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from kanpinn.api.preparation import Prepared
-from kanpinn.api.result import target_met
 from kanpinn.checkpoint import Checkpoint, read_checkpoint, restore_state
 from kanpinn.config import RESUMABLE_KEYS, differing_keys, read_yaml
 from kanpinn.errors import ConfigError, RunFolderError
@@ -128,7 +127,7 @@ def _goes_on(
     if reason == StopReason.TIME:
         return training.time_limit is None or training.time_limit > elapsed
     if reason == StopReason.TARGET:
-        return not target_met(training.target, row)
+        return not training.target.met(row)
     return False
 
 

@@ -91,15 +91,9 @@ def status_of(state: RunState, target: TargetOptions) -> Status:
         return Status.DIVERGED
     if given:
         rows = [state.history[-1], best_row(state)]
-        reached = any(target_met(target, row) for row in rows)
+        reached = any(target.met(row) for row in rows)
         return Status.TARGET_REACHED if reached else Status.TARGET_MISSED
     return Status.TIME_LIMIT if record.stop_reason == StopReason.TIME else Status.COMPLETED
-
-
-def target_met(target: TargetOptions, row: Mapping[str, Any]) -> bool:
-    """Whether a logged line meets all targets; False if there is none."""
-    values = [(row.get(name), limit) for name, limit in target.given.items()]
-    return bool(values) and all(v is not None and v <= limit for v, limit in values)
 
 
 def best_row(state: RunState) -> Mapping[str, Any]:

@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -47,12 +45,6 @@ class Checkpoint:
     def config(self) -> dict[str, Any]:
         """The resolved config."""
         return self.content.config
-
-    @property
-    def config_sha256(self) -> str:
-        """SHA-256 of the config as JSON with sorted keys."""
-        text = json.dumps(self.config, sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()
 
     @property
     def problem(self) -> dict[str, Any]:

@@ -93,12 +93,15 @@ def evaluate(
 @verbose
 def plot(run: Path, out: Path | None, trust: bool) -> int:
     """Draw the figures of RUN (a run folder or a checkpoint) again."""
+    from kanpinn.errors import RunFolderError
     from kanpinn.io.run_folder import FIGURES
     from kanpinn.plotting import plot_run
     from kanpinn.solution import Solution
 
-    solution = Solution.load(run)
     folder = out or (run if run.is_dir() else run.parent) / FIGURES
+    if folder.exists() and not folder.is_dir():
+        raise RunFolderError(f"{folder}: is a file; a folder for the figures is needed")
+    solution = Solution.load(run)
     say("device cpu")
     for path in plot_run(solution, known_problem(solution, trust), folder):
         click.echo(str(path))

@@ -50,20 +50,6 @@ class Prepared:
     lift: Tensor | None
     factor: Tensor | None
 
-    def rows(self, rows: slice | Tensor) -> Prepared:
-        """The same for some of the points."""
-
-        def pick(data: Tensor | None) -> Tensor | None:
-            return None if data is None else data[:, rows]
-
-        return Prepared(
-            self.spec,
-            self.z[:, rows],
-            pick(self.first_features),
-            pick(self.lift),
-            pick(self.factor),
-        )
-
 
 class FieldNetwork(nn.Module):
     """Fields over a domain, from one network.

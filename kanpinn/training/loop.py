@@ -172,7 +172,7 @@ class Trainer:
             least = options.log_every if batched else 1
             if not math.isfinite(row["loss"]) or skipped >= least:
                 return StopReason.NON_FINITE
-            if self._target_met(row):
+            if options.target.met(row):
                 return self._take_as_solution(row)
         if result.stop is not None:
             return result.stop
@@ -224,11 +224,6 @@ class Trainer:
         for name, value in self.context.system.scalars.items():
             row[f"scalar.{name}"] = float(value.detach())
         return row
-
-    def _target_met(self, row: dict[str, Any]) -> bool:
-        given = self.options.target.given
-        reached = [row[name] is not None and row[name] <= value for name, value in given.items()]
-        return bool(reached) and all(reached)
 
     def _take_as_solution(self, row: dict[str, Any]) -> StopReason:
         """The current iterate meets the target: it is the solution, whatever its score."""
@@ -297,7 +292,7 @@ class Trainer:
             last = self._row(self._loss(), "interrupted", None)
         elif last["step"] != self.state.total_steps:
             last = self._log(self._loss(), note="end")
-            if reason in (*PHASE_ENDS, StopReason.TIME) and self._target_met(last):
+            if reason in (*PHASE_ENDS, StopReason.TIME) and self.options.target.met(last):
                 reason = self._take_as_solution(last)
         record.loss, record.heldout_residual = last["loss"], last["heldout_residual"]
         record.rel_l2, record.stop_reason = last["rel_l2"], reason.value

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
@@ -107,6 +108,11 @@ class TargetOptions:
             "loss": self.loss,
         }
         return {name: value for name, value in pairs.items() if value is not None}
+
+    def met(self, row: Mapping[str, Any]) -> bool:
+        """Whether a logged line meets all targets; False if there is none."""
+        values = [(row.get(name), limit) for name, limit in self.given.items()]
+        return bool(values) and all(v is not None and v <= limit for v, limit in values)
 
 
 LayerKnots = Annotated[int, Gt(0)] | tuple[float, ...]
