@@ -403,11 +403,12 @@ def test_single_precision() -> None:
 
 
 # --- groups ---------------------------------------------------------------------------------------
-@pytest.mark.parametrize("phase", [adam, lbfgs])
+@pytest.mark.parametrize("phase", [adam, lbfgs, lm])
 @pytest.mark.parametrize(
     ("train", "moves"),
     [
         (("*.coefficients",), "coefficients"),
+        (("*.base_weights",), "base_weights"),
         (("*.knots_free",), "knots_free"),
         (("main.layer0.*",), "layers.0"),
     ],
@@ -415,7 +416,7 @@ def test_single_precision() -> None:
 def test_frozen_groups_stay_bitwise(
     phase: Callable[..., Phase], train: tuple[str, ...], moves: str
 ) -> None:
-    model = replace(MODEL, knots="free")
+    model = replace(MODEL, knots="free", base="silu")
     state = run(Line(), options([phase(4, train=train)], model))
     before = dict(system_of(Line(), model).named_parameters())
     for name, p in state.current.system.named_parameters():

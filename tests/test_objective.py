@@ -419,7 +419,7 @@ def test_groups_and_round_trip() -> None:
     pack = ParameterPack(system)
     assert set(pack.layout.names) == {
         *(f"{net}.layer{k}.{what}" for net in ("first", "second") for k in (0, 1)
-          for what in ("coefficients", "knots_free")),
+          for what in ("coefficients", "base_weights", "knots_free")),
         "scalars.k",
     }  # fmt: skip
     theta = pack.read()

@@ -58,8 +58,8 @@ def perturbed(network: KnotNetwork, seed: int, logits: float = 0.5) -> KnotNetwo
     generator = seeded(seed)
     with torch.no_grad():
         for layer in network.knot_layers:
-            c = layer.coefficients
-            c.add_(0.2 * torch.randn(c.shape, generator=generator, dtype=torch.float64))
+            for c in [layer.coefficients, *([layer.base_weights] if layer.settings.base else [])]:
+                c.add_(0.2 * torch.randn(c.shape, generator=generator, dtype=torch.float64))
             if layer.settings.free:
                 s = layer.knots_free
                 s.add_(logits * torch.randn(s.shape, generator=generator, dtype=torch.float64))
@@ -206,9 +206,8 @@ def test_base_branch_is_kept() -> None:
     coarse = make("free", 5, 2, 4, seed=7, base="silu")
     fine = refine(coarse, "free", 0)
     for a, b in zip(fine.knot_layers, coarse.knot_layers, strict=True):
-        base = a.coefficients[:, a.n_spline_features :]
-        assert base.shape[1] == a.in_width
-        assert torch.equal(base, b.coefficients[:, b.n_spline_features :])
+        assert a.base_weights.shape == (a.out_width, a.in_width)
+        assert torch.equal(a.base_weights, b.base_weights) and bool(a.base_weights.any())
     value, second = changes(coarse, fine, probes(coarse, fine))
     assert value <= VALUE_TOLERANCE and second <= SECOND_TOLERANCE
 

@@ -159,11 +159,11 @@ def _describe_layer(last: Any, best: Any) -> LayerContent:
 def _layer_arrays(layer: Any, knots: KnotStructure | None) -> Arrays:
     if knots is None:
         return {"weights": _numpy(layer.coefficients), "bias": _numpy(layer.bias)}
-    shapes, n = knots.shapes(layer.out_width), layer.n_spline_features
+    shapes = knots.shapes(layer.out_width)
     breakpoints = torch.cat(layer.knots.breakpoints)
     arrays = {
         "breakpoints": _numpy(breakpoints).reshape(shapes["breakpoints"]),
-        "coefficients": _numpy(layer.coefficients[:, :n]).reshape(shapes["coefficients"]),
+        "coefficients": _numpy(layer.coefficients).reshape(shapes["coefficients"]),
     }
     if knots.free:
         arrays["knot_logits"] = _numpy(layer.knots_free)
@@ -171,7 +171,7 @@ def _layer_arrays(layer: Any, knots: KnotStructure | None) -> Arrays:
         offsets = torch.cat([row[: n + 1] for row, n in rows])
         arrays["knot_offsets"] = _numpy(offsets).reshape(shapes["knot_offsets"])
     if knots.base:
-        arrays["base_weights"] = _numpy(layer.coefficients[:, n:])
+        arrays["base_weights"] = _numpy(layer.base_weights)
     return arrays
 
 
@@ -285,11 +285,10 @@ def _rebuild_layer(layer_type: type[KnotLayer], content: LayerContent, arrays: A
         knots = Knots.from_breakpoints(structure.order, tensors)
     settings = KnotLayerSettings(structure.free, structure.floor, structure.squash, structure.base)
     layer = layer_type(knots, content.out_width, settings)
-    coefficients = [arrays["coefficients"].reshape(content.out_width, -1)]
-    if structure.base:
-        coefficients.append(arrays["base_weights"])
     with torch.no_grad():
-        layer.coefficients.copy_(_tensor(np.concatenate(coefficients, axis=1)))
+        layer.coefficients.copy_(_tensor(arrays["coefficients"].reshape(content.out_width, -1)))
+        if structure.base:
+            layer.base_weights.copy_(_tensor(arrays["base_weights"]))
         if structure.free:
             layer.knots_free.copy_(_tensor(arrays["knot_logits"]))
             offsets = structure.split_knots(arrays["knot_offsets"])

@@ -61,11 +61,12 @@ def initialise_knot_layer(
     if isinstance(layer, PowerReluLayer):
         spline = spline_to_relu(knots, spline)
     with torch.no_grad():
-        layer.coefficients[:, : knots.n_features] = spline
+        layer.coefficients.copy_(spline)
         if layer.settings.base:
             base_scale = math.sqrt(NOISE_SHARE * output_variance / width)
-            base = base_scale * _normal((layer.out_width, width), layer, generator)
-            layer.coefficients[:, knots.n_features :] = base
+            layer.base_weights.copy_(
+                base_scale * _normal((layer.out_width, width), layer, generator)
+            )
 
 
 def initialise_dense(

@@ -51,7 +51,8 @@ class KnotLayer(Layer):
 
     Outside its knots every basis continues the end polynomial. The flat feature axis runs over
     channels, and in a channel over ``i = 1-r .. n-1``; with equal counts the coefficients are the
-    canonical ``(out, in, i)`` array, flattened.
+    canonical ``(out, in, i)`` array, flattened. The features of the base branch, one per channel,
+    stand behind those of the basis; its weights ``V`` are ``base_weights``, ``(out, in)``.
 
     Args:
         knots: one breakpoint vector per input channel.
@@ -68,10 +69,9 @@ class KnotLayer(Layer):
         self.order, self.n_intervals = knots.order, knots.n_intervals
         self.n_spline_features = knots.n_features
         reference = knots.breakpoints[0]
-        extra = self.in_width if self.settings.base else 0
-        self.coefficients = nn.Parameter(
-            reference.new_zeros(out_width, self.n_spline_features + extra)
-        )
+        self.coefficients = nn.Parameter(reference.new_zeros(out_width, self.n_spline_features))
+        if self.settings.base:
+            self.base_weights = nn.Parameter(reference.new_zeros(out_width, self.in_width))
         self._fixed_knots = knots
         self._fixed_basis = None if self.settings.free else self._make_basis(knots)
         if self.settings.free:
@@ -121,6 +121,18 @@ class KnotLayer(Layer):
         return self._make_free_basis(self._padded_breakpoints())
 
     @property
+    def weights(self) -> Tensor:
+        """See :attr:`Layer.weights`: coefficients, and behind them the base weights."""
+        if not self.settings.base:
+            return self.coefficients
+        return torch.cat([self.coefficients, self.base_weights], -1)
+
+    @property
+    def n_features(self) -> int:
+        """Functions of all channels, and the base branch."""
+        return self.n_spline_features + (self.in_width if self.settings.base else 0)
+
+    @property
     def fixed_features(self) -> bool:
         """False for free knots: the features then depend on them."""
         return not self.settings.free
@@ -152,6 +164,10 @@ class KnotLayer(Layer):
     ) -> dict[str, Tensor]:
         """See :meth:`Layer.jacobian`."""
         columns = super().jacobian(features, adjoint, copies)
+        if self.settings.base:
+            outer = columns["coefficients"].view(len(adjoint[0]), self.out_width, self.n_features)
+            columns["coefficients"] = outer[..., : self.n_spline_features].flatten(1)
+            columns["base_weights"] = outer[..., self.n_spline_features :].flatten(1)
         if self.settings.free:
             columns["knots_free"] = copies["knots_free"].flatten(1) @ self._knot_slopes()
         return columns
@@ -178,10 +194,10 @@ class KnotLayer(Layer):
 
     def _on_knots(self, knots: Knots, transfer: Callable[[Tensor], Tensor]) -> Self:
         layer = type(self)(knots, self.out_width, self.settings)
-        n = self.n_spline_features
         with torch.no_grad():
-            spline, base = self.coefficients[:, :n], self.coefficients[:, n:]
-            layer.coefficients.copy_(torch.cat([transfer(spline), base], -1))
+            layer.coefficients.copy_(transfer(self.coefficients))
+            if self.settings.base:
+                layer.base_weights.copy_(self.base_weights)
         return layer
 
     def _padded_breakpoints(self) -> Tensor:
@@ -231,7 +247,7 @@ class SplineLayer(KnotLayer):
     @property
     def numbers_per_point(self) -> int:
         """The features, and the ``r`` polynomials of degree ``r - 1`` they come from."""
-        return self.coefficients.shape[1] + self.in_width * self.order * (self.order + 3)
+        return self.n_features + self.in_width * self.order * (self.order + 3)
 
     def _make_basis(self, knots: Knots) -> SplineBasis:
         return SplineBasis(knots)
@@ -301,10 +317,10 @@ class PowerReluLayer(KnotLayer):
 
 
 def _convert(source: KnotLayer, target: Any, change: Callable[[Knots, Tensor], Tensor]) -> Any:
-    n = source.n_spline_features
     with torch.no_grad():
-        spline, base = source.coefficients[:, :n], source.coefficients[:, n:]
-        target.coefficients.copy_(torch.cat([change(source.knots, spline), base], -1))
+        target.coefficients.copy_(change(source.knots, source.coefficients))
+        if source.settings.base:
+            target.base_weights.copy_(source.base_weights)
         if source.settings.free:
             target.knots_free.copy_(source.knots_free)
             target.knot_offsets.copy_(source.knot_offsets)

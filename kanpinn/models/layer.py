@@ -24,7 +24,7 @@ class Layer(nn.Module, ABC):
     Attributes:
         in_width: number of input channels.
         out_width: number of outputs.
-        coefficients: parameter ``(out_width, n_features)``.
+        coefficients: parameter ``(out_width, n_features)``, or what of it belongs to a basis.
     """
 
     in_width: int
@@ -41,13 +41,23 @@ class Layer(nn.Module, ABC):
         return True
 
     @property
+    def weights(self) -> Tensor:
+        """What features are contracted with, ``(out_width, n_features)``."""
+        return self.coefficients
+
+    @property
+    def n_features(self) -> int:
+        """Number of features of a point."""
+        return self.coefficients.shape[1]
+
+    @property
     def numbers_per_point(self) -> int:
         """About how many numbers an evaluation of values holds for every point, for budgets."""
-        return 6 * self.coefficients.shape[1]
+        return 6 * self.n_features
 
     def contract(self, features: Tensor) -> Tensor:
         """Output jets ``(K, n, out_width)`` of feature jets ``(K, n, n_features)``."""
-        return features @ self.coefficients.mT
+        return features @ self.weights.mT
 
     def forward(self, z: Tensor, spec: JetSpec) -> Tensor:
         """Output jets ``(K, n, out_width)`` of input jets ``(K, n, in_width)``."""

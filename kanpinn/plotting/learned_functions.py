@@ -105,7 +105,7 @@ def _evaluate(layer: KnotLayer, lines: Sequence[Floats]) -> list[Floats]:
         for p, (start, size) in enumerate(zip(layer.knots.offsets, sizes, strict=True)):
             y = features[:, start : start + size] @ c[:, start : start + size].mT
             if extra is not None:
-                y = y + extra[:, p : p + 1] * c[:, layer.n_spline_features + p]
+                y = y + extra[:, p : p + 1] * layer.base_weights[:, p]
             result.append(y.mT[:, : len(lines[p])].double().cpu().numpy())
     return result
 

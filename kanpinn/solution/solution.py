@@ -268,7 +268,7 @@ class Solution:
         """
         found = self._edge(layer, output, input, part)
         knots, start = found.knots, found.knots.offsets[input]
-        spline = found.coefficients.detach()[:, : found.n_spline_features]
+        spline = found.coefficients.detach()
         if isinstance(found, PowerReluLayer):
             spline = relu_to_spline(knots, spline)
         count = knots.n_functions[input]
@@ -285,7 +285,7 @@ class Solution:
         found = self._edge(layer, output, input, part)
         if not found.settings.base:
             return 0.0
-        return float(found.coefficients[output, found.n_spline_features + input].detach())
+        return float(found.base_weights[output, input].detach())
 
     def _edge(self, layer: int, output: int, input: int, part: str | None) -> KnotLayer:
         found = self._layer(layer, part)

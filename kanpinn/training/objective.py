@@ -149,7 +149,7 @@ class BlockData:
     def _feature_bytes(self, system: System) -> int:
         total = 0
         for name, spec in self.specs.items():
-            width = system.parts[name].network.chain[0].coefficients.shape[1]
+            width = system.parts[name].network.chain[0].n_features
             total += spec.n_components * width * self.n_points * len(self.points) * 8
         return total
 

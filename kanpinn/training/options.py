@@ -31,7 +31,8 @@ class PhaseOptions:
     ] = 1000
     train: Annotated[
         tuple[str, ...],
-        "parameter groups trained, as patterns: *, *.coefficients, *.knots_free, scalars.*",
+        "parameter groups trained, as patterns: *, *.coefficients, *.base_weights, *.knots_free, "
+        "scalars.*",
     ] = ("*",)
 
     def steps_on(self, level: int) -> int:
