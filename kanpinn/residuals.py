@@ -34,6 +34,12 @@ class Coordinates:
     names: tuple[str, ...]
     spatial: tuple[int, ...]
 
+    @property
+    def time(self) -> int | None:
+        """Index of the time coordinate, if there is one."""
+        others = [axis for axis in range(len(self.names)) if axis not in self.spatial]
+        return others[0] if others else None
+
     def index(self, letters: Sequence[str], where: str) -> tuple[int, ...]:
         """The multi-index of a derivative by coordinate names."""
         index = [0] * len(self.names)

@@ -37,6 +37,7 @@ from kanpinn.checkpoint import (
     restore_state,
     write_checkpoint,
 )
+from kanpinn.checkpoint.schema import from_file
 from kanpinn.errors import DeviceError
 from kanpinn.models import KANOptions, KnotLayer
 from kanpinn.optimisers import StopReason
@@ -44,10 +45,13 @@ from kanpinn.provenance import describe_problem, gather
 from kanpinn.residuals import System
 from kanpinn.sampling import AdaptiveSampling, SamplingOptions
 from kanpinn.training import (
+    BalanceOptions,
+    CausalOptions,
     LevenbergMarquardtPhase,
     MultilevelRun,
     RunState,
     TrainingOptions,
+    Weights,
     predict,
 )
 from kanpinn.training.state import LevelState
@@ -103,10 +107,12 @@ def same_states(first: RunState, second: RunState) -> None:
     for level, other in zip(first.levels, second.levels, strict=True):
         same_levels(level, other)
     same_history(first.history, second.history)
-    for name in ("optimiser", "attention"):
-        a, b = getattr(first, name), getattr(second, name)
+    kinds = [field.name for field in dataclasses.fields(Weights)]
+    pairs = [(first.optimiser, second.optimiser)]
+    pairs += [(getattr(first.weights, kind), getattr(second.weights, kind)) for kind in kinds]
+    for a, b in pairs:
         same_tensors(dict(sorted(a.items())), dict(sorted(b.items())))
-    compared = {"levels", "history", "optimiser", "attention"}
+    compared = {"levels", "history", "optimiser", "weights"}
     for field in dataclasses.fields(RunState):
         if field.name not in compared:
             assert getattr(first, field.name) == getattr(second, field.name), field.name
@@ -116,8 +122,10 @@ def same_states(first: RunState, second: RunState) -> None:
 
 @pytest.fixture(scope="module")
 def coupled() -> list[RunState]:
-    """All checkpoints of a run with two networks, ragged free knots, scalars and attention."""
-    return states(Coupled(), options(COUPLED))
+    """All checkpoints of a run with two networks, ragged free knots, scalars and all weights."""
+    chosen = options(COUPLED)
+    weights = replace(chosen.training, balance=BalanceOptions(), causal=CausalOptions())
+    return states(Coupled(), replace(chosen, training=weights))
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +153,8 @@ def test_every_model_comes_back_bit_for_bit(name: str, tmp_path: Path) -> None:
 
 
 def test_parts_scalars_and_maps_come_back(coupled: list[RunState], tmp_path: Path) -> None:
-    assert any(state.attention for state in coupled)
+    assert all(any(vars(state.weights).values()) for state in coupled)
+    assert all(vars(coupled[0].weights).values())
     assert coupled[-1].current.system.parts.keys() == {"second", "main"}
     for state in coupled:
         back = restore_state(read_checkpoint(save(tmp_path / "c.h5", state, Coupled())))
@@ -212,7 +221,9 @@ def test_another_type_drops_the_optimisers_memory(coupled: list[RunState], tmp_p
     checkpoint = read_checkpoint(save(tmp_path / "c.h5", coupled[0], Coupled()))
     state = restore_state(checkpoint, dtype=torch.float32)
     assert {p.dtype for p in state.current.system.parameters()} == {torch.float32}
-    assert {w.dtype for w in state.attention.values()} == {torch.float32}
+    weights = {**state.weights.attention, **state.weights.balance, **state.weights.causal}
+    assert weights.pop("stage").dtype == torch.int64
+    assert {w.dtype for w in weights.values()} == {torch.float32}
     assert coupled[0].optimiser
     assert not state.optimiser
 
@@ -231,6 +242,16 @@ def test_unknown_devices(saved: Path, device_name: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_files_of_before_some_weights_are_read(saved: Path, tmp_path: Path) -> None:
+    path = tmp_path / "older.h5"
+    path.write_bytes(saved.read_bytes())
+    with h5py.File(path, "r+") as file:
+        del file["state/balance"], file["state/causal"]
+    training = from_file(path.read_bytes()).training
+    assert (training.balance, training.causal) == ({}, {})
+    assert training.total_steps == 20 and training.attention
+
+
 # ------------------------------------------------------------------------------------ resume
 
 
@@ -240,6 +261,20 @@ RESUMED = {
     "multichannel": (Plain(), options(MODELS["multichannel"])),
     "float32": (Plain(), options(MODELS["kan"], dtype=torch.float32)),
     "coupled": (Coupled(), options(COUPLED)),
+    "weights in time and of blocks": (
+        Coupled(),
+        replace(
+            options(MODELS["kan"]),
+            training=TrainingOptions(
+                levels=2,
+                phases=(LevenbergMarquardtPhase(steps=10),),
+                balance=BalanceOptions(every=2),
+                causal=CausalOptions(every=2),
+                log_every=2,
+                checkpoint_every=3,
+            ),
+        ),
+    ),
     "least squares, adaptive points": (
         Plain(),
         replace(
@@ -310,7 +345,10 @@ def test_the_documented_code_evaluates_the_network_without_kanpinn(tmp_path: Pat
 def test_everything_in_a_file_is_documented(coupled: list[RunState], tmp_path: Path) -> None:
     page = (REPOSITORY / "docs" / "checkpoint.md").read_text(encoding="utf-8")
     given = {"main", "second", "nu", "flow%2Frate", *map(str, range(10))}
-    given |= {name for state in coupled for name in (*state.optimiser, *state.attention)}
+    given |= {name for state in coupled for name in state.optimiser}
+    blocks = {block.name for block in Coupled().blocks()}
+    assert blocks == set(coupled[0].weights.balance)
+    given |= blocks
     given |= {name.replace("/", "%2F") for row in coupled[-1].history for name in row}
     unknown: list[str] = []
 

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kanpinn.conditions import Condition, Dirichlet
+from kanpinn.conditions import Condition, Dirichlet, Initial
 from kanpinn.errors import ConfigError, KanpinnError, NestingError, ProblemError
 from kanpinn.geometry import Box
 from kanpinn.models import KANOptions, KnotNetwork, MLPOptions, ModelOptions, MultichannelOptions
@@ -26,6 +26,8 @@ from kanpinn.sampling import AdaptiveSampling, Grading, SamplingOptions
 from kanpinn.training import (
     AdamPhase,
     AttentionOptions,
+    BalanceOptions,
+    CausalOptions,
     LBFGSPhase,
     LevenbergMarquardtPhase,
     MultilevelRun,
@@ -76,6 +78,16 @@ class Inverse(Problem):
 
     def residual(self, p: Site) -> Tensor:
         return torch.stack([p.u.xx + p.scalars.k * p.v, p.v.y - p.u], -1)
+
+
+class Growth(Problem):
+    """``u_t = u`` for t in [0, 1] at every x, penalised initial values."""
+
+    domain = Box((-1.0, 0.0), (1.0, 1.0), names=("x", "t"), time="t")
+    conditions: Sequence[Condition] = (Initial(value="x", weight=3.0),)
+
+    def residual(self, p: Site) -> Tensor:
+        return p.u.t - p.u.value
 
 
 def options(
@@ -457,6 +469,16 @@ RUNS: dict[str, tuple[type[Problem], RunOptions]] = {
     ),
     "mlp": (Line, options([adam(3), lbfgs(3)], MLPOptions(width=4))),
     "least squares": (Inverse, options([lm(4)], replace(MODEL, knots="free"), levels=2)),
+    "balance, causal weights and attention": (
+        Growth,
+        options(
+            [adam(3, batch=9), lbfgs(3), lm(3)],
+            levels=2,
+            attention=ATTENTION,
+            balance=BalanceOptions(by="gradient_norm", every=2),
+            causal=CausalOptions(epsilon=(0.1, 1.0), threshold=0.5, slices=3, every=2),
+        ),
+    ),
     "adaptive points": (Line, options([lm(3)], levels=3, sampling=ADAPTIVE)),
 }
 
@@ -467,7 +489,11 @@ def contents(state: RunState) -> dict[str, Any]:
         "scalars": (state.phase, state.step, state.total_steps, state.restarts, state.finished),
         "history": [{k: v for k, v in row.items() if k != "wall_s"} for row in state.history],
         **{f"optimiser {name}": value for name, value in state.optimiser.items()},
-        **{f"attention {name}": value for name, value in state.attention.items()},
+        **{
+            f"{kind} {name}": value
+            for kind, weights in vars(state.weights).items()
+            for name, value in weights.items()
+        },
     }
     for entry in state.levels:
         number = entry.record.level
@@ -696,7 +722,7 @@ def test_attention_survives_a_non_finite_residual() -> None:
     chosen = options([adam(12)], log_every=1, attention=ATTENTION)
     state = run(Poisoned(lambda n: n == 9), chosen)
     assert state.restarts == 1
-    assert all(w.isfinite().all() for w in state.attention.values())
+    assert all(w.isfinite().all() for w in state.weights.attention.values())
     assert math.isfinite(state.history[-1]["loss"])
 
 
@@ -741,7 +767,7 @@ def test_attention_weights_follow_their_rule() -> None:
     chosen = options([adam(1)], attention=replace(ATTENTION, initial=0.5))
     before = MultilevelRun(Line(), chosen)
     state = before.run()
-    (weights,) = state.attention.values()
+    (weights,) = state.weights.attention.values()
     context = before._context(before.hierarchy.levels[0], system_of(Line(), MODEL))
     size = residual_rows(context.data[0], system_of(Line(), MODEL)).abs()[:, 0]
     torch.testing.assert_close(weights, 0.9 * 0.5 + 0.1 * size / size.max(), rtol=1e-12, atol=0)
@@ -751,7 +777,7 @@ def test_attention_acts_on_the_named_blocks() -> None:
     for pattern, expected in (("equation", ["equation"]), ("*", 2), ("dirichlet*", 1)):
         attention = AttentionOptions(blocks=(pattern,))
         state = run(Inverse(), options([adam(1)], attention=attention))
-        found = list(state.attention)
+        found = list(state.weights.attention)
         assert found == expected if isinstance(expected, list) else len(found) == expected
 
 

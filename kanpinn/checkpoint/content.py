@@ -21,6 +21,9 @@ Arrays = Mapping[str, NDArray[Any]]
 Iterate = Literal["last", "best"]
 ITERATES: tuple[Iterate, Iterate] = ("last", "best")
 
+WEIGHTS = ("attention", "balance", "causal")
+"""Kinds of weights that change with training: the fields of :class:`kanpinn.training.Weights`."""
+
 NETWORKS = {"kan": "b-spline", "multichannel": "power-relu", "mlp": "affine"}
 """Kinds of network, and the basis of their layers."""
 
@@ -154,7 +157,9 @@ class SystemContent:
 
 @dataclass(frozen=True)
 class TrainingContent:
-    """Where training stands; the fields are those of :class:`kanpinn.training.RunState`."""
+    """Where training stands; the fields are those of :class:`kanpinn.training.RunState`
+    and of its :class:`kanpinn.training.Weights`.
+    """
 
     phase: int = 0
     step: int = 0
@@ -164,6 +169,8 @@ class TrainingContent:
     finished: bool = False
     optimiser: Arrays = field(default_factory=dict)
     attention: Arrays = field(default_factory=dict)
+    balance: Arrays = field(default_factory=dict)
+    causal: Arrays = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from kanpinn import __version__
 from kanpinn.checkpoint.content import (
     ITERATES,
     NETWORKS,
+    WEIGHTS,
     Arrays,
     KnotStructure,
     LayerContent,
@@ -124,7 +125,8 @@ def _put_training(group: h5py.Group, training: TrainingContent) -> None:
     put_attributes(group, total_steps=training.total_steps, elapsed=float(training.elapsed))
     put_attributes(group, restarts=training.restarts, finished=training.finished)
     _put_arrays(group.create_group("optimiser"), training.optimiser)
-    _put_arrays(group.create_group("attention"), training.attention)
+    for name in WEIGHTS:
+        _put_arrays(group.create_group(name), getattr(training, name))
 
 
 def _put_arrays(group: h5py.Group, arrays: Arrays) -> None:
@@ -283,7 +285,8 @@ def _read_training(node: Node) -> TrainingContent:
         restarts=node.integer("restarts"),
         finished=node.flag("finished"),
         optimiser=_read_arrays(node.group("optimiser")),
-        attention=_read_arrays(node.group("attention")),
+        # Files of earlier versions have no group for what these did not know.
+        **{name: _read_arrays(node.group(name)) for name in WEIGHTS if name in node},
     )
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kanpinn.checkpoint.content import (
+    WEIGHTS,
     Arrays,
     Iterate,
     KnotStructure,
@@ -38,7 +39,7 @@ from kanpinn.models import (
 )
 from kanpinn.residuals import Coordinates, System
 from kanpinn.splines import Knots
-from kanpinn.training import LevelState, RunState
+from kanpinn.training import LevelState, RunState, Weights
 from kanpinn.training.state import snapshot
 
 _KINDS: dict[str, type[Network]] = {"kan": KAN, "multichannel": MultichannelMLP, "mlp": MLP}
@@ -108,7 +109,10 @@ def _describe_training(state: RunState) -> TrainingContent:
         restarts=state.restarts,
         finished=state.finished,
         optimiser={name: _numpy(value) for name, value in state.optimiser.items()},
-        attention={name: _numpy(value) for name, value in state.attention.items()},
+        **{
+            kind: {name: _numpy(value) for name, value in getattr(state.weights, kind).items()}
+            for kind in WEIGHTS
+        },
     )
 
 
@@ -210,14 +214,22 @@ def rebuild_run(
         step=training.step,
         total_steps=training.total_steps,
         optimiser={name: _tensor(value, device) for name, value in optimiser.items()},
-        attention={
-            name: _tensor(value, device).to(dtype) for name, value in training.attention.items()
-        },
+        weights=_rebuild_weights(training, device, dtype),
         history=[dict(row) for row in content.history],
         elapsed=training.elapsed,
         restarts=training.restarts,
         finished=training.finished,
     )
+
+
+def _rebuild_weights(
+    training: TrainingContent, device: torch.device, dtype: torch.dtype
+) -> Weights:
+    kinds: dict[str, dict[str, Tensor]] = {}
+    for kind in WEIGHTS:
+        stored = {name: _tensor(v, device) for name, v in getattr(training, kind).items()}
+        kinds[kind] = {k: v.to(dtype) if v.is_floating_point() else v for k, v in stored.items()}
+    return Weights(**kinds)
 
 
 def _rebuild_level(

@@ -125,6 +125,10 @@ class Adam(Optimiser):
         total = state["total_steps"] if self.options.schedule.needs_total else None
         return self.options.learning_rate * self.options.schedule.factor(state["step"], total)
 
+    def refresh(self, theta: Tensor, state: Mapping[str, Tensor], layout: ParameterLayout) -> State:
+        """See ``Optimiser.refresh``: moments follow a changing objective by themselves."""
+        return dict(state)
+
     def step(
         self,
         theta: Tensor,

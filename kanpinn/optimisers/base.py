@@ -169,7 +169,7 @@ class Optimiser(ABC):
     Attributes:
         options: a frozen dataclass.
         deterministic_objective: True if the objective must be the same function from one step to
-            the next (full batch; call ``init`` again when it changes), False if mini-batches do.
+            the next (full batch; call ``refresh`` when it changes), False if mini-batches do.
         loss_at: where ``StepResult.loss`` and ``gradient_norm`` were evaluated: "start", at the
             parameters the step was given, or "end", at those it returns.
     """
@@ -187,6 +187,13 @@ class Optimiser(ABC):
 
         Raises:
             ConfigError: options, layout and ``theta`` do not fit together.
+        """
+
+    @abstractmethod
+    def refresh(self, theta: Tensor, state: Mapping[str, Tensor], layout: ParameterLayout) -> State:
+        """The state to go on with at ``theta`` (n,) once the objective has changed.
+
+        Nothing in it rests on values of the old objective.
         """
 
     @abstractmethod

@@ -143,6 +143,11 @@ class LevenbergMarquardt(Optimiser):
         check_start("lm", theta, layout)
         return _state(theta, damping=0.0, reference=math.inf, stalled=0, iteration=0)
 
+    def refresh(self, theta: Tensor, state: Mapping[str, Tensor], layout: ParameterLayout) -> State:
+        """See ``Optimiser.refresh``: only the damping is kept, as a start."""
+        damping, iteration = float(state["damping"]), int(state["iteration"])
+        return _state(theta, damping, reference=math.inf, stalled=0, iteration=iteration)
+
     def step(
         self,
         theta: Tensor,

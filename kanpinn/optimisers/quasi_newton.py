@@ -107,7 +107,7 @@ class QuasiNewton(Optimiser):
 
     One step goes from theta along ``d = -H g`` (H a ``Curvature``) to a point that satisfies the
     strong Wolfe conditions, or their approximate form at the level of round-off
-    (``line_search``). No evaluation is repeated from one step to the next. Call ``init`` again when
+    (``line_search``). No evaluation is repeated from one step to the next. Call ``refresh`` when
     the objective changes.
 
     When something fails, in this order, with a note each time:
@@ -155,6 +155,10 @@ class QuasiNewton(Optimiser):
         check_start(self.options.optimiser, theta, layout)
         theta = theta.detach().clone()
         return Memory(self.no_curvature(theta), None, theta).write()
+
+    def refresh(self, theta: Tensor, state: Mapping[str, Tensor], layout: ParameterLayout) -> State:
+        """See ``Optimiser.refresh``: pairs of the old objective say nothing of the new one."""
+        return self.init(theta, layout)
 
     def step(
         self,

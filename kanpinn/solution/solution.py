@@ -20,7 +20,7 @@ from kanpinn.models import FieldNetwork, KnotLayer, PowerReluLayer
 from kanpinn.residuals import System
 from kanpinn.solution.evaluator import Evaluator, Outside, Side, Values
 from kanpinn.splines import relu_to_spline
-from kanpinn.training import LevelRecord, LevelState, RunState
+from kanpinn.training import LevelRecord, LevelState, RunState, Weights
 
 CHECKPOINT_NAME = "checkpoint.h5"
 
@@ -132,7 +132,8 @@ class Solution:
         """The same solution on another device, or in another floating-point type."""
         state = self._run.state
         moved = [_moved(entry, device, dtype) for entry in state.levels]
-        run = replace(self._run, state=replace(state, levels=moved, optimiser={}, attention={}))
+        fresh = replace(state, levels=moved, optimiser={}, weights=Weights())
+        run = replace(self._run, state=fresh)
         position = next(k for k, entry in enumerate(state.levels) if entry is self._level)
         other = type(self).__new__(type(self))
         other._set_up(run, moved[position], self._iterate)

@@ -6,6 +6,8 @@ from kanpinn.training.multilevel import MultilevelRun, RunOptions
 from kanpinn.training.options import (
     AdamPhase,
     AttentionOptions,
+    BalanceOptions,
+    CausalOptions,
     LBFGSPhase,
     LevenbergMarquardtPhase,
     Phase,
@@ -15,10 +17,13 @@ from kanpinn.training.options import (
     TrainingOptions,
 )
 from kanpinn.training.state import LevelRecord, LevelState, NullObserver, Observer, RunState
+from kanpinn.training.weighting import Weights
 
 __all__ = [
     "AdamPhase",
     "AttentionOptions",
+    "BalanceOptions",
+    "CausalOptions",
     "Errors",
     "Hierarchy",
     "LBFGSPhase",
@@ -38,6 +43,7 @@ __all__ = [
     "SelfScaledBroydenPhase",
     "TargetOptions",
     "TrainingOptions",
+    "Weights",
     "build_hierarchy",
     "predict",
 ]

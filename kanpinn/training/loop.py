@@ -11,7 +11,6 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from typing import Any
 
 import torch
@@ -24,6 +23,7 @@ from kanpinn.training.evaluation import HeldOut, ReferenceErrors
 from kanpinn.training.objective import BlockData, ParameterPack, SystemObjective
 from kanpinn.training.options import AdamPhase, Phase, TrainingOptions
 from kanpinn.training.state import Observer, RunState, restore, snapshot
+from kanpinn.training.weighting import Weighting
 
 # Reasons of an optimiser that end a phase but not the run.
 PHASE_ENDS = (
@@ -78,6 +78,7 @@ class Trainer:
     ) -> None:
         self.options, self.context, self.state = options, context, state
         self.observer, self.clock = observer, clock
+        self.weighting = Weighting(options, context.system, context.data, state.weights)
         started = clock() if started is None else started
         self._start = started - state.elapsed
         self._level_start = started - state.current.record.wall_s
@@ -101,10 +102,12 @@ class Trainer:
         pack = ParameterPack(self.context.system, phase.train)
         optimiser = build_optimiser(phase)
         theta = pack.read()
+        self.weighting.start()
         if not self.state.optimiser:
-            self._init_attention()
             self.state.optimiser = optimiser.init(theta, pack.layout, steps)
         while self.state.step < steps:
+            if self._update_weights(pack):
+                self.state.optimiser = optimiser.refresh(theta, self.state.optimiser, pack.layout)
             objective = self._objective(phase, pack)
             result = optimiser.step(theta, self.state.optimiser, objective, pack.layout)
             theta = result.theta
@@ -119,6 +122,13 @@ class Trainer:
             if reason is not None:
                 return reason
         return StopReason.STEPS
+
+    def _update_weights(self, pack: ParameterPack) -> bool:
+        """Update the weights that are due; whether the objective has changed."""
+        changed, notes = self.weighting.update(self.state.step, pack)
+        for note in notes:
+            self.observer.on_note(f"step {self.state.total_steps}: {note}")
+        return changed
 
     def _objective(self, phase: Phase, pack: ParameterPack) -> SystemObjective:
         batch = None
@@ -135,9 +145,10 @@ class Trainer:
             self.context.system,
             pack,
             self.context.data,
-            self.state.attention,
+            self.state.weights.attention,
             batch,
             self.context.workers,
+            self.weighting.factors(),
         )
 
     def _accept(
@@ -151,7 +162,7 @@ class Trainer:
         state.current.record.steps += 1
         state.current.record.evaluations += result.evaluations
         if isinstance(phase, AdamPhase):
-            self._update_attention(objective)
+            self.weighting.attend(objective)
         for note in result.notes:
             self.observer.on_note(f"step {state.total_steps}: {note}")
 
@@ -186,8 +197,9 @@ class Trainer:
 
     def _loss(self) -> float:
         pack = ParameterPack(self.context.system)
+        weights, factors = self.state.weights.attention, self.weighting.factors()
         objective = SystemObjective(
-            self.context.system, pack, self.context.data, self.state.attention
+            self.context.system, pack, self.context.data, weights, factors=factors
         )
         return float(objective.loss(pack.read()))
 
@@ -246,34 +258,6 @@ class Trainer:
             f"({state.restarts} of {self.options.max_restarts})"
         )
         return True
-
-    def _init_attention(self) -> None:
-        options = self.options.attention
-        if options is None:
-            return
-        for data in self.context.data:
-            if any(fnmatch(data.block.name, pattern) for pattern in options.blocks):
-                like = data.points[0].x
-                weights = self.state.attention.get(data.block.name)
-                if weights is None or len(weights) != data.n_rows:
-                    self.state.attention[data.block.name] = like.new_full(
-                        (data.n_rows,), options.initial
-                    )
-
-    def _update_attention(self, objective: SystemObjective) -> None:
-        """``w <- decay w + rate |r| / max |r|`` on the rows the step has seen."""
-        options = self.options.attention
-        if options is None:
-            return
-        for name, seen in objective.rows.items():
-            weights = self.state.attention[name].clone()
-            largest = torch.stack([size.max() for _, size in seen]).max()
-            for rows, size in seen:
-                share = size / largest.clamp_min(torch.finfo(size.dtype).tiny)
-                weights[rows] = options.decay * weights[rows] + options.rate * share
-            # A non-finite residual must not outlive the step that met it.
-            old = self.state.attention[name]
-            self.state.attention[name] = torch.where(torch.isfinite(largest), weights, old)
 
     def _elapsed(self) -> float:
         now = self.clock()

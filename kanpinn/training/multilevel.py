@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatch
 
 import torch
 
@@ -40,6 +39,7 @@ from kanpinn.training.state import (
     RunState,
     snapshot,
 )
+from kanpinn.training.weighting import Weights, check_weighting
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,7 @@ class MultilevelRun:
         problem.check()
         self.blocks = problem.blocks()
         check_blocks(self.blocks, options.training)
+        check_weighting(self.blocks, problem.coordinates, options.training)
         coarse = self._initial_system(())
         self.hierarchy: Hierarchy = build_hierarchy(coarse, options.training)
         check_smoothness(coarse, self.blocks)
@@ -152,7 +153,7 @@ class MultilevelRun:
             )
             if previous is not None:
                 self._compare(previous, context, record)
-            state.attention = {}
+            state.weights = Weights()
             state.levels.append(LevelState(record, system, snapshot(system)))
         self.observer.on_level(state)
         return context
@@ -257,23 +258,16 @@ def _loss(system: System, data: Sequence[BlockData]) -> float:
 
 
 def check_blocks(blocks: Sequence[ResidualBlock], training: TrainingOptions) -> None:
-    """Refuse blocks of the same name, attention to blocks there are not, squares that are none.
+    """Refuse blocks of the same name, and squares that are none.
 
     Raises:
         ProblemError: if two blocks have the same name, which tells their points apart.
-        ConfigError: if a pattern of the attention matches no block, or a least-squares method is
-            to minimise a block's general loss.
+        ConfigError: if a least-squares method is to minimise a block's general loss.
     """
     names = [block.name for block in blocks]
     repeated = {name for name in names if names.count(name) > 1}
     if repeated:
         raise ProblemError(f"two residual blocks are called {sorted(repeated)[0]!r}")
-    for pattern in training.attention.blocks if training.attention else ():
-        if not any(fnmatch(name, pattern) for name in names):
-            raise ConfigError(
-                f"training.attention.blocks: {pattern!r} matches no block; there are "
-                f"{', '.join(names)}"
-            )
     general = [block.name for block in blocks if not block.is_least_squares]
     for number, phase in enumerate(training.phases):
         if general and isinstance(phase, LevenbergMarquardtPhase):

@@ -169,9 +169,10 @@ def chunk_rows(system: System, specs: Mapping[str, JetSpec], n_sites: int) -> in
 
 
 class SystemObjective:
-    """``sum_b weight_b mean(q_i (w_i r_i)^2)`` over the rows of every block ``b``.
+    """``sum_b weight_b mean(q_i f_i (w_i r_i)^2)`` over the rows of every block ``b``.
 
-    ``q`` are the quadrature weights of unequally spread points, 1 for others.
+    ``q`` are the quadrature weights of unequally spread points, 1 for others. ``w`` are factors of
+    the residuals, ``f`` of what the block's loss makes of them.
 
     Implements the optimisers' objective over one pack of parameters.
 
@@ -182,6 +183,7 @@ class SystemObjective:
         attention: row weights ``w`` per block name, ``(n_rows,)``; ones where missing.
         batch: picks rows of a block for a mini-batch; ``None`` for all rows.
         workers: threads that share the Jacobian; no result depends on them.
+        factors: ``f`` per block name, ``(n_rows,)``; ones where missing.
     """
 
     def __init__(
@@ -192,10 +194,11 @@ class SystemObjective:
         attention: Mapping[str, Tensor] | None = None,
         batch: Callable[[BlockData], Tensor | None] | None = None,
         workers: int = 1,
+        factors: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.system, self.pack, self.data = system, pack, tuple(data)
         self.workers = workers
-        self.attention = dict(attention or {})
+        self.attention, self.factors = dict(attention or {}), dict(factors or {})
         self.batch = batch
         self.rows: dict[str, list[tuple[slice | Tensor, Tensor]]] = {}
 
@@ -266,14 +269,21 @@ class SystemObjective:
         """Factors ``(n, m)`` that make the loss the sum of squares of the rows ``(n, m)``."""
         block = data.block
         scale = rows.new_full(rows.shape, math.sqrt(block.weight / (data.n_rows * rows.shape[1])))
+        where = slice(chunk.rows.start // block.group, chunk.rows.stop // block.group)
         weights = self.attention.get(block.name)
         if weights is not None:
-            where = slice(chunk.rows.start // block.group, chunk.rows.stop // block.group)
             scale = scale * weights[where, None]
-        quadrature = chunk.points[0].data.get(QUADRATURE)
-        if quadrature is not None:
-            scale = scale * quadrature[:, None].sqrt()
+        factors = self._factors(block, chunk, where)
+        if factors is not None:
+            scale = scale * factors[:, None].sqrt()
         return scale
+
+    def _factors(self, block: ResidualBlock, chunk: Chunk, where: slice | Tensor) -> Tensor | None:
+        """``q f`` ``(n,)`` of the rows ``where`` of a block, which are those of the chunk."""
+        quadrature, factors = chunk.points[0].data.get(QUADRATURE), self.factors.get(block.name)
+        if factors is None:
+            return quadrature
+        return factors[where] if quadrature is None else quadrature * factors[where]
 
     def _with_gradient(self) -> Iterator[list[Tensor]]:
         parameters = tuple(self.pack.parameters.values())
@@ -298,9 +308,9 @@ class SystemObjective:
                     self.rows.setdefault(block.name, []).append((where, size))
                     rows = rows * weights[where][:, None]
                 values = rows.square() if block.loss is None else block.loss(rows)
-                quadrature = chunk.points[0].data.get(QUADRATURE)
-                if quadrature is not None:
-                    values = values * (quadrature[:, None] if values.ndim > 1 else quadrature)
+                factors = self._factors(block, chunk, where)
+                if factors is not None:
+                    values = values * (factors[:, None] if values.ndim > 1 else factors)
                 width = values.shape[-1] if values.ndim > 1 else 1
                 yield values.sum() * (block.weight / (count * width)), block.name
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kanpinn.optimisers import StopReason
 from kanpinn.residuals import System
+from kanpinn.training.weighting import Weights
 
 Parameters = dict[str, Tensor]
 
@@ -91,7 +92,7 @@ class RunState:
         step: steps done in that phase.
         total_steps: steps done in all.
         optimiser: the optimiser's flat state, empty before a phase starts.
-        attention: row weights per block.
+        weights: those that change while a level is trained.
         history: one dictionary per logged line.
         elapsed: seconds spent in all sessions of the run.
         restarts: restarts after non-finite losses on this level.
@@ -103,7 +104,7 @@ class RunState:
     step: int = 0
     total_steps: int = 0
     optimiser: dict[str, Tensor] = field(default_factory=dict)
-    attention: dict[str, Tensor] = field(default_factory=dict)
+    weights: Weights = field(default_factory=Weights)
     history: list[dict[str, Any]] = field(default_factory=list)
     elapsed: float = 0.0
     restarts: int = 0
