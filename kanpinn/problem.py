@@ -248,10 +248,12 @@ def build_system(
     dtype: torch.dtype = torch.float64,
     device: torch.device | None = None,
     finer: Callable[[tuple[Knots, ...]], tuple[Knots, ...]] | None = None,
+    past: System | None = None,
 ) -> System:
     """Field networks and scalars of a problem, with random initial parameters.
 
-    ``finer`` maps the coarsest level's knots to those the networks are to start on.
+    ``finer`` maps the coarsest level's knots to those the networks are to start on; ``past`` is the
+    system that these networks continue in time.
     """
     inputs = problem.input_maps(options.inputs)
     networks = {}
@@ -261,4 +263,4 @@ def build_system(
         )
         outputs = tuple(problem.output_map(field) for field in fields)
         networks[name] = FieldNetwork(fields, inputs, network, outputs)
-    return System(networks, problem.coordinates, problem.scalars)
+    return System(networks, problem.coordinates, problem.scalars, past)

@@ -219,6 +219,8 @@ class System(nn.Module):
         networks: each gives some of the fields.
         coordinates: names and space axes.
         scalars: initial values of trainable scalars (inverse problems).
+        past: the trained system that this one continues in time, from its own initial time on; none
+            of its parameters are this system's.
     """
 
     def __init__(
@@ -226,8 +228,10 @@ class System(nn.Module):
         networks: Mapping[str, FieldNetwork],
         coordinates: Coordinates,
         scalars: Mapping[str, float] | None = None,
+        past: System | None = None,
     ) -> None:
         super().__init__()
+        self._past = (past,)  # in a tuple: no submodule
         self.networks = nn.ModuleDict(networks)
         self.coordinates = coordinates
         like = next(iter(self.networks.parameters()))
@@ -245,8 +249,52 @@ class System(nn.Module):
         """All fields, network after network."""
         return tuple(name for part in self.parts.values() for name in part.fields)
 
+    @property
+    def past(self) -> System | None:
+        """The system that this one continues in time."""
+        return self._past[0]
+
+    def follow(self, past: System | None) -> None:
+        """Continue another system."""
+        self._past = (past,)
+
+    @property
+    def bounds(self) -> tuple[tuple[float, float], ...]:
+        """Range of every coordinate, the past included."""
+        own = next(iter(self.parts.values())).inputs.bounds
+        if self.past is None:
+            return own
+        return (*own[:-1], (self.past.bounds[-1][0], own[-1][1]))
+
+    def pieces(self, x: Tensor) -> list[tuple[Tensor | slice, System]]:
+        """The rows of points ``(n, d)`` by the system that answers for their times."""
+        if self.past is None:
+            return [(slice(None), self)]
+        found: list[tuple[Tensor, System]] = []
+        system, rest = self, torch.ones(len(x), dtype=torch.bool, device=x.device)
+        while system.past is not None:
+            start = next(iter(system.parts.values())).inputs.bounds[-1][0]
+            later = rest & (x[:, -1] >= start)
+            found.append((later, system))
+            system, rest = system.past, rest & ~later
+        found.append((rest, system))
+        return [(rows, owner) for rows, owner in found if bool(rows.any())] or [(rest, self)]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> System:
+        if self.past is not None:
+            self.past._apply(fn, recurse)
+        return super()._apply(fn, recurse)
+
     def values(self, x: Tensor, fields: Sequence[str] | None = None) -> Tensor:
         """Fields ``(n, n_fields)`` at points ``(n, d)``: those named, or all by network."""
+        if self.past is None:
+            return self._own_values(x, fields)
+        result = x.new_empty(len(x), len(fields or self.field_names))
+        for rows, system in self.pieces(x):
+            result[rows] = system._own_values(x[rows], fields)
+        return result
+
+    def _own_values(self, x: Tensor, fields: Sequence[str] | None) -> Tensor:
         columns = torch.cat([part(x) for part in self.parts.values()], -1)
         if fields is None:
             return columns

@@ -100,7 +100,8 @@ def best_row(state: RunState) -> Mapping[str, Any]:
     """The logged line of the default solution; empty if no iterate had a finite score."""
     level = state.best_level
     for row in reversed(state.history):
-        if row["level"] == level.record.level and row["heldout_score"] == level.best_score:
+        key = (row.get("window") or 0, row["level"])
+        if key == level.record.key and row["heldout_score"] == level.best_score:
             return row
     return {}
 

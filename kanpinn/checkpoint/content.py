@@ -126,6 +126,16 @@ class PartContent:
     window: int = 0
 
 
+def part_key(network: str, window: int) -> str:
+    """The name in a checkpoint of a network's part in a time window."""
+    return f"{network}@{window}" if window else network
+
+
+def network_name(key: str, window: int) -> str:
+    """The network behind a part's name."""
+    return key.removesuffix(f"@{window}") if window else key
+
+
 @dataclass(frozen=True)
 class LevelContent:
     """What is kept of a level beside its layers: its record and its scalars."""
@@ -135,7 +145,6 @@ class LevelContent:
     best_step: int
     last: Arrays
     best: Arrays
-    window: int = 0
 
 
 @dataclass(frozen=True)
@@ -145,7 +154,7 @@ class SystemContent:
     Attributes:
         coordinates: their names.
         spatial: indices of those that are space.
-        parts: names of the parts, in order.
+        parts: names of the parts, in order; see :func:`part_key`.
         scalars: names of the trainable scalars, in order.
     """
 

@@ -114,7 +114,7 @@ def _put_layer(group: h5py.Group, network: str, layer: LayerContent) -> None:
 
 
 def _put_level(group: h5py.Group, level: LevelContent) -> None:
-    put_attributes(group, window=level.window, best_step=level.best_step)
+    put_attributes(group, best_step=level.best_step)
     put_attributes(group, best_score=float(level.best_score), **asdict(level.record))
     for iterate in ITERATES:
         _put_arrays(group.create_group(f"scalars/{iterate}"), getattr(level, iterate))
@@ -272,7 +272,6 @@ def _read_level(node: Node, system: SystemContent) -> LevelContent:
         best_step=node.integer("best_step"),
         last=scalars["last"],
         best=scalars["best"],
-        window=node.integer("window"),
     )
 
 
@@ -305,7 +304,7 @@ def _check_parts(content: RunContent) -> None:
             raise CheckpointError(f"{path}/inputs: does not have the coordinates {list(names)}")
         if not all(-math.inf < low < high < math.inf for low, high in part.inputs.bounds):
             raise CheckpointError(f"{path}/inputs: has bounds that are not finite and increasing")
-        wanted = {e.record.level for e in content.levels if e.window == part.window}
+        wanted = {e.record.level for e in content.levels if e.record.window == part.window}
         if set(part.levels) != wanted:
             raise CheckpointError(
                 f"{path}/levels: has {sorted(part.levels)}, the run {sorted(wanted)}"

@@ -22,6 +22,8 @@ from kanpinn.checkpoint.content import (
     RunContent,
     SystemContent,
     TrainingContent,
+    network_name,
+    part_key,
 )
 from kanpinn.errors import CheckpointError, KanpinnError
 from kanpinn.models import (
@@ -65,22 +67,25 @@ def describe_run(
         raise CheckpointError("there is nothing to store: no level has begun")
     pairs = [(entry.system, entry.best_system()) for entry in state.levels]
     system = state.current.system
-    numbers = [entry.record.level for entry in state.levels]
+    windows = sorted({entry.record.window for entry in state.levels})
+    parts = [(name, window) for window in windows for name in system.parts]
     return RunContent(
         system=SystemContent(
             coordinates=tuple(system.coordinates.names),
             spatial=tuple(system.coordinates.spatial),
-            parts=tuple(system.parts),
+            parts=tuple(part_key(*part) for part in parts),
             scalars=tuple(system.scalars),
         ),
         parts={
-            name: _describe_part(
+            part_key(name, window): _describe_part(
                 {
-                    number: (last.parts[name], best.parts[name])
-                    for number, (last, best) in zip(numbers, pairs, strict=True)
-                }
+                    entry.record.level: (last.parts[name], best.parts[name])
+                    for entry, (last, best) in zip(state.levels, pairs, strict=True)
+                    if entry.record.window == window
+                },
+                window,
             )
-            for name in system.parts
+            for name, window in parts
         },
         levels=tuple(
             LevelContent(
@@ -116,7 +121,9 @@ def _describe_training(state: RunState) -> TrainingContent:
     )
 
 
-def _describe_part(levels: Mapping[int, tuple[FieldNetwork, FieldNetwork]]) -> PartContent:
+def _describe_part(
+    levels: Mapping[int, tuple[FieldNetwork, FieldNetwork]], window: int
+) -> PartContent:
     """A part from its last and best networks on every level."""
     part = next(iter(levels.values()))[0]
     kind = next((k for k, cls in _KINDS.items() if type(part.network) is cls), None)
@@ -140,6 +147,7 @@ def _describe_part(levels: Mapping[int, tuple[FieldNetwork, FieldNetwork]]) -> P
         },
         activation=mlp.activation if mlp else None,
         frequency=mlp.frequency if mlp else 1.0,
+        window=window,
     )
 
 
@@ -208,7 +216,7 @@ def rebuild_run(
     training = content.training
     levels = [_rebuild_level(content, level, device, dtype) for level in content.levels]
     optimiser = training.optimiser if dtype == stored else {}
-    return RunState(
+    state = RunState(
         levels=levels,
         phase=training.phase,
         step=training.step,
@@ -220,6 +228,8 @@ def rebuild_run(
         restarts=training.restarts,
         finished=training.finished,
     )
+    state.join_windows()
+    return state
 
 
 def _rebuild_weights(
@@ -247,14 +257,15 @@ def rebuild_system(content: RunContent, level: LevelContent, iterate: Iterate) -
     """The networks and scalars of one iterate, on the CPU in their own floating-point type."""
     parts = {}
     for name, part in content.parts.items():
-        if part.window != level.window:
+        if part.window != level.record.window:
             continue
         number = level.record.level
         try:
             network = _rebuild_network(part, part.levels[number], iterate)
         except KanpinnError as error:
             raise CheckpointError(f"/parts/{name}/levels/{number}/layers: {error}") from error
-        parts[name] = FieldNetwork(part.fields, part.inputs, network, part.outputs)
+        own = network_name(name, part.window)
+        parts[own] = FieldNetwork(part.fields, part.inputs, network, part.outputs)
     coordinates = Coordinates(content.system.coordinates, content.system.spatial)
     scalars = level.last if iterate == "last" else level.best
     return System(parts, coordinates, {name: float(value) for name, value in scalars.items()})

@@ -69,7 +69,9 @@ def short_path(path: Path) -> str:
 
 def print_levels(levels: Sequence[Mapping[str, Any]]) -> None:
     """The table of a run's levels; what a narrow terminal has no room for is left out."""
-    columns: dict[str, list[str]] = {
+    windows = [level.get("window") or 0 for level in levels]
+    columns: dict[str, list[str]] = {"window": list(map(str, windows))} if any(windows) else {}
+    columns |= {
         "level": [str(level["level"]) for level in levels],
         "intervals": ["/".join(map(str, level["n_intervals"])) or "-" for level in levels],
         "params": [str(level["n_params"]) for level in levels],

@@ -92,13 +92,12 @@ class Lines(Silent):
         """Say what the level is."""
         intervals = "/".join(str(n) for n in record.n_intervals)
         knots = f"intervals {intervals}, " if intervals else ""
-        self.note(
-            f"level {record.level}: {knots}{record.n_params} parameters, {record.n_points} points"
-        )
+        self.note(f"{record.label}: {knots}{record.n_params} parameters, {record.n_points} points")
 
     def row(self, row: Mapping[str, Any], record: LevelRecord) -> None:
         """Print the line."""
-        self.note(f"level {row['level']}  step {row['step']:>6}  {describe(row)}")
+        window = f"window {record.window}, " if record.window else ""
+        self.note(f"{window}level {row['level']}  step {row['step']:>6}  {describe(row)}")
 
     def note(self, text: str) -> None:
         """Print the text."""
@@ -117,7 +116,7 @@ class Bars(Silent):
         from rich.progress import BarColumn, Progress, TextColumn
 
         self.progress = Progress(
-            TextColumn("level {task.fields[level]}"),
+            TextColumn("{task.fields[level]}"),
             BarColumn(bar_width=None),  # what the words leave: they come to 72 columns
             TextColumn("{task.completed}/{task.total}"),
             TextColumn("{task.fields[values]}"),
@@ -149,7 +148,7 @@ class Bars(Silent):
             "",
             total=self.totals.get(record.level, 0),
             completed=record.steps,
-            level=record.level,
+            level=record.label,
             values=f"{record.n_params} parameters",
         )
 

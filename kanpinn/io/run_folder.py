@@ -315,7 +315,7 @@ class RunObserver:
         record = state.current.record
         intervals = "/".join(str(n) for n in record.n_intervals) or "none"
         text = (
-            f"level {record.level}: intervals {intervals}, {record.n_params} parameters, "
+            f"{record.label}: intervals {intervals}, {record.n_params} parameters, "
             f"{record.n_points} points"
         )
         before, after = record.loss_before_prolongation, record.loss_after_prolongation

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from kanpinn.geometry import Box, Points
 from kanpinn.jets import JetSpec
@@ -46,11 +47,9 @@ class Extent:
         if problem is not None:
             domain = problem.domain
             return cls(tuple(domain.names), tuple(domain.lower), tuple(domain.upper), domain.time)
-        inputs = next(iter(system.parts.values())).inputs
-        lower, upper = zip(*inputs.bounds, strict=True)
-        spatial = system.coordinates.spatial
-        times = [name for axis, name in enumerate(inputs.names) if axis not in spatial]
-        return cls(inputs.names, lower, upper, times[0] if times else None)
+        names, time = system.coordinates.names, system.coordinates.time
+        lower, upper = zip(*system.bounds, strict=True)
+        return cls(names, lower, upper, None if time is None else names[time])
 
 
 @dataclass(frozen=True)
@@ -248,12 +247,25 @@ def _rows(
     with torch.no_grad():
         for start in range(0, len(points), CHUNK):
             at = points.rows(slice(start, start + CHUNK))
-            prepared = {
-                name: system.parts[name].prepare(at.x, spec, at.side)
-                for name, spec in specs.items()
-            }
-            pieces.append(evaluate_rows(block, system, (at,), (prepared,)).double().cpu())
+            parts = [
+                (rows, _own_rows(block, owner, specs, at.rows(rows)))
+                for rows, owner in system.pieces(at.x)
+            ]
+            found = parts[0][1].new_empty(len(at), parts[0][1].shape[1])
+            for where, values in parts:
+                found[where] = values
+            pieces.append(found.double().cpu())
     return torch.cat(pieces).numpy()
+
+
+def _own_rows(
+    block: ResidualBlock, system: System, specs: Mapping[str, JetSpec], at: Points
+) -> Tensor:
+    """Residual rows ``(n, m)`` of a system's own networks."""
+    prepared = {
+        name: system.parts[name].prepare(at.x, spec, at.side) for name, spec in specs.items()
+    }
+    return evaluate_rows(block, system, (at,), (prepared,))
 
 
 def is_regression(problem: Problem, system: System) -> bool:

@@ -46,11 +46,9 @@ class Evaluator:
     @cached_property
     def box(self) -> Box:
         """The bounding box of the domain."""
-        inputs = next(iter(self.system.parts.values())).inputs
-        spatial = self.system.coordinates.spatial
-        times = [name for axis, name in enumerate(inputs.names) if axis not in spatial]
-        lower, upper = zip(*inputs.bounds, strict=True)
-        return Box(lower, upper, inputs.names, times[0] if times else None)
+        names, time = self.system.coordinates.names, self.system.coordinates.time
+        lower, upper = zip(*self.system.bounds, strict=True)
+        return Box(lower, upper, names, None if time is None else names[time])
 
     def values(self, x: Values, outside: Outside) -> Values:
         """Field values ``(n, n_fields)``."""
@@ -104,9 +102,18 @@ class Evaluator:
 
     def _jets(self, x: Tensor, spec: JetSpec, side: Side) -> list[Jet]:
         """The jets ``(K, n, n_fields)`` of all networks at points ``(n, d)``."""
-        sides = x.new_full((len(x),), side)
+        pieces = self.system.pieces(x)
         with torch.no_grad():
-            return [part.jet(part.prepare(x, spec, sides)) for part in self.system.parts.values()]
+            found = [_own_jets(system, x[rows], spec, side) for rows, system in pieces]
+        if len(found) == 1:
+            return found[0]
+        jets = []
+        for number, jet in enumerate(found[0]):
+            data = jet.data.new_empty(jet.data.shape[0], len(x), jet.data.shape[2])
+            for (rows, _), own in zip(pieces, found, strict=True):
+                data[:, rows] = own[number].data
+            jets.append(Jet(spec, data))
+        return jets
 
     def _chunks(self, n: int, spec: JetSpec) -> Iterator[slice]:
         size = chunk_rows(self.system, dict.fromkeys(self.system.parts, spec), 1)
@@ -156,6 +163,12 @@ class Evaluator:
                 f"derivative {what} has order {order}: {who} derivatives up to order "
                 f"{smoothness + 1}, continuous ones up to {smoothness}"
             )
+
+
+def _own_jets(system: System, x: Tensor, spec: JetSpec, side: Side) -> list[Jet]:
+    """The jets of a system's own networks."""
+    sides = x.new_full((len(x),), side)
+    return [part.jet(part.prepare(x, spec, sides)) for part in system.parts.values()]
 
 
 def _component(index: MultiIndex) -> Callable[[Jet], Tensor]:

@@ -120,7 +120,9 @@ class Solution:
         Raises:
             ConfigError: if the run has no such level.
         """
-        known = {entry.record.level: entry for entry in self._run.state.levels}
+        state = self._run.state
+        window = state.current.record.window
+        known = {e.record.level: e for e in state.levels if e.record.window == window}
         if number not in known or iterate not in get_args(Iterate):
             raise ConfigError(
                 f"level: found {number!r}, {iterate!r}; allowed: {', '.join(map(str, known))}, "
@@ -202,7 +204,10 @@ class Solution:
 
     @property
     def networks(self) -> dict[str, FieldNetwork]:
-        """The networks by name; each maps points ``(n, d)`` to its fields, with gradients."""
+        """The networks by name; each maps points ``(n, d)`` to its fields, with gradients.
+
+        With time windows they are those of the last window; ``model.past`` has the ones before.
+        """
         return self._system.parts
 
     @property

@@ -142,10 +142,14 @@ class ReferenceErrors:
     Args:
         problem: with the reference.
         trained: points of the current level.
+        like: type and device to evaluate in.
+        x: other evaluation points, ``(n, d)``.
     """
 
-    def __init__(self, problem: Problem, trained: Sequence[Points], like: Tensor) -> None:
-        x = problem.evaluation_points()
+    def __init__(
+        self, problem: Problem, trained: Sequence[Points], like: Tensor, x: Tensor | None = None
+    ) -> None:
+        x = problem.evaluation_points() if x is None else x
         exact = reference_values(problem, x)
         self.fields = tuple(problem.fields)
         self.available = exact is not None

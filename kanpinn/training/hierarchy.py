@@ -180,6 +180,6 @@ def refine_system(system: System, refinement: Refinement, transfer: str) -> Syst
 
 
 def with_parts(system: System, parts: dict[str, FieldNetwork]) -> System:
-    """A system of other networks with the same scalars' values."""
+    """A system of other networks with the same scalars' values and past."""
     scalars = {name: float(value.detach()) for name, value in system.scalars.items()}
-    return System(parts, system.coordinates, scalars)
+    return System(parts, system.coordinates, scalars, system.past)

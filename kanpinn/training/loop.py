@@ -86,7 +86,7 @@ class Trainer:
     def run(self) -> StopReason:
         """Run the level's remaining phases; the reason is that of the last one."""
         state, level = self.state, self.state.current.record.level
-        if not state.history or state.history[-1]["level"] != level:
+        if not self._has_begun():
             self._log(self._loss(), note="start")
         reason = StopReason.STEPS
         while state.phase < len(self.options.phases):
@@ -122,6 +122,13 @@ class Trainer:
             if reason is not None:
                 return reason
         return StopReason.STEPS
+
+    def _has_begun(self) -> bool:
+        """Whether the last logged line is of this level."""
+        if not self.state.history:
+            return False
+        row = self.state.history[-1]
+        return (row.get("window") or 0, row["level"]) == self.state.current.record.key
 
     def _update_weights(self, pack: ParameterPack) -> bool:
         """Update the weights that are due; whether the objective has changed."""
@@ -233,6 +240,8 @@ class Trainer:
             "linf": errors.linf if errors else None,
             "wall_s": self._elapsed(),
         }
+        if self.options.windows > 1:
+            row["window"] = state.current.record.window
         for name, value in self.context.system.scalars.items():
             row[f"scalar.{name}"] = float(value.detach())
         return row

@@ -40,6 +40,9 @@ from kanpinn.training.state import (
     snapshot,
 )
 from kanpinn.training.weighting import Weights, check_weighting
+from kanpinn.training.windows import check_windows, evaluation_points, window_problem
+
+RUN_ENDS = (StopReason.INTERRUPTED, StopReason.TIME, StopReason.NON_FINITE)
 
 
 @dataclass(frozen=True)
@@ -76,12 +79,15 @@ class MultilevelRun:
         state: RunState | None = None,
     ) -> None:
         self.problem, self.options = problem, options
+        self.number, self.window = 0, problem  # the time window being solved
+        self.past: System | None = None
         self.observer = observer or NullObserver()
         self.state = state or RunState()
         problem.check()
         self.blocks = problem.blocks()
         check_blocks(self.blocks, options.training)
         check_weighting(self.blocks, problem.coordinates, options.training)
+        check_windows(problem, self.blocks, options.training.windows)
         coarse = self._initial_system(())
         self.hierarchy: Hierarchy = build_hierarchy(coarse, options.training)
         check_smoothness(coarse, self.blocks)
@@ -90,33 +96,51 @@ class MultilevelRun:
             build_optimiser(phase).init(pack.read(), pack.layout, 1)  # refuses what does not fit
 
     def run(self) -> RunState:
-        """Train all (remaining) levels; the state tells why it ended."""
-        active = [level for level in self.hierarchy.levels if any(level.steps)]
-        begun = {entry.record.level for entry in self.state.levels}
+        """Train all (remaining) windows and levels; the state tells why it ended."""
         if not held_out_equations(self.problem, self.blocks):
             self.observer.on_note(
                 "no held-out residual: all points of the equation are given and trained on; "
                 "held_out_blocks() of the problem can name others"
             )
-        for level in active:
-            if level.index in begun and level.index != self.state.current.record.level:
-                continue
-            started = time.perf_counter()
-            context = self._begin(level, resumed=level.index in begun)
-            trainer = Trainer(self.options.training, context, self.state, self.observer, started)
-            reason = trainer.run()
-            if reason in (
-                StopReason.INTERRUPTED,
-                StopReason.TIME,
-                StopReason.TARGET,
-                StopReason.NON_FINITE,
-            ):
+        count = self.options.training.windows
+        first = self.state.current.record.window if self.state.levels else 0
+        for number in range(first, count):
+            self._enter(number)
+            reason = self._train_levels()
+            if reason in RUN_ENDS:
                 break
-            if level is not active[-1]:
+            if number < count - 1:
                 self.state.phase, self.state.step, self.state.restarts = 0, 0, 0
         self.state.finished = self.state.current.record.stop_reason != StopReason.INTERRUPTED.value
         self.observer.on_checkpoint(self.state)
         return self.state
+
+    def _enter(self, number: int) -> None:
+        """Take up a time window, where the best system of the one before ends."""
+        self.number = number
+        self.past = self.state.best_of(number - 1).best_system() if number else None
+        count = self.options.training.windows
+        self.window = window_problem(self.problem, number, count, self.past)
+        self.blocks = self.window.blocks()
+
+    def _train_levels(self) -> StopReason:
+        """Train all (remaining) levels of the window; why the last of them ended."""
+        active = [level for level in self.hierarchy.levels if any(level.steps)]
+        begun = {level.record.key for level in self.state.levels}
+        reason = StopReason.STEPS
+        for level in active:
+            key = (self.number, level.index)
+            if key in begun and key != self.state.current.record.key:
+                continue
+            started = time.perf_counter()
+            context = self._begin(level, resumed=key in begun)
+            trainer = Trainer(self.options.training, context, self.state, self.observer, started)
+            reason = trainer.run()
+            if reason in (*RUN_ENDS, StopReason.TARGET):
+                break
+            if level is not active[-1]:
+                self.state.phase, self.state.step, self.state.restarts = 0, 0, 0
+        return reason
 
     def check_refinements(self) -> None:
         """Take the initial networks through all refinements that training will make of them.
@@ -138,7 +162,7 @@ class MultilevelRun:
         state, previous = self.state, None
         if resumed:
             system = state.current.system
-        elif state.levels:
+        elif state.levels and state.current.record.window == self.number:
             previous = state.current.system
             system = self._refine(previous, state.current.record.level, level.index)
         else:
@@ -150,6 +174,7 @@ class MultilevelRun:
                 n_intervals=list(level.n_intervals),
                 n_params=system.n_parameters,
                 n_points=sum(data.n_points for data in context.data),
+                window=self.number,
             )
             if previous is not None:
                 self._compare(previous, context, record)
@@ -173,9 +198,8 @@ class MultilevelRun:
                 knots = refinement.apply(knots)
             return knots
 
-        return build_system(
-            self.problem, options.model, generator, options.dtype, options.device, finer
-        )
+        model, dtype, device = options.model, options.dtype, options.device
+        return build_system(self.window, model, generator, dtype, device, finer, self.past)
 
     def _refine(self, system: System, start: int, end: int) -> System:
         """Through all levels from ``start`` to ``end``, those without steps included."""
@@ -190,9 +214,10 @@ class MultilevelRun:
         chunk = options.training.chunk
         data = tuple(BlockData(b, points[b.name], system, chunk) for b in self.blocks)
         held_out = held_out_data(
-            self.problem, self.blocks, points, options.sampling, system, options.seed, chunk
+            self.window, self.blocks, points, options.sampling, system, options.seed, chunk
         )
-        errors = ReferenceErrors(self.problem, self._trained_on(level), like.detach())
+        x = evaluation_points(self.problem, self.window)
+        errors = ReferenceErrors(self.problem, self._trained_on(level), like.detach(), x)
         return LevelContext(system, data, held_out, errors, options.seed, options.workers)
 
     def n_points(self, block: ResidualBlock, level: Level) -> int:
@@ -237,7 +262,9 @@ class MultilevelRun:
 
     def _trained_before(self, level: Level) -> System | None:
         """The networks of the last level trained before this one, if there is one."""
-        earlier = [entry for entry in self.state.levels if entry.record.level < level.index]
+        before = range(level.index)
+        records = {entry.record.key: entry for entry in self.state.levels}
+        earlier = [records[self.number, k] for k in before if (self.number, k) in records]
         return earlier[-1].system if earlier else None
 
     def _compare(self, coarse: System, context: LevelContext, record: LevelRecord) -> None:

@@ -169,6 +169,12 @@ class TrainingOptions:
     """Levels, phases, budgets and how often to look."""
 
     levels: Annotated[int, Ge(1), Le(20), "number of levels, the coarsest included"] = 1
+    windows: Annotated[
+        int,
+        Ge(1),
+        Le(1000),
+        "time windows of equal length, solved one after the other, each by all levels and phases",
+    ] = 1
     refine: Annotated[
         Literal["dyadic"] | tuple[int | tuple[LayerKnots, ...], ...],
         "dyadic, or per refinement the new number of intervals, or a list per layer of numbers of "

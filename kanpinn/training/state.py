@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
@@ -33,7 +34,8 @@ class LevelRecord:
 
     ``loss_before_prolongation`` and ``loss_after_prolongation`` are the same loss, on this
     level's points, of the coarse and of the prolongated networks. ``max_change`` is the largest
-    difference of their values at held-out points.
+    difference of their values at held-out points. Errors are those of all times up to the end of
+    the level's time window.
     """
 
     level: int
@@ -50,6 +52,17 @@ class LevelRecord:
     heldout_residual: float | None = None
     rel_l2: float | None = None
     stop_reason: str | None = None
+    window: int = 0
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """Time window and level: what tells records apart."""
+        return self.window, self.level
+
+    @property
+    def label(self) -> str:
+        """The same in words."""
+        return f"window {self.window}, level {self.level}" if self.window else f"level {self.level}"
 
     def as_dict(self) -> dict[str, Any]:
         """For the summary."""
@@ -74,10 +87,9 @@ class LevelState:
     best_step: int = 0
 
     def best_system(self) -> System:
-        """The system at its best iterate (shares nothing with ``system``)."""
-        import copy
-
-        system = copy.deepcopy(self.system)
+        """The system at its best iterate (shares its past alone with ``system``)."""
+        shared = {id(self.system.past): self.system.past}
+        system = copy.deepcopy(self.system, shared)
         restore(system, self.best)
         return system
 
@@ -117,13 +129,27 @@ class RunState:
 
     @property
     def best_level(self) -> LevelState:
-        """The level with the best iterate by held-out residual; the finer one where equal.
+        """The best level of the last time window, whose systems know those before."""
+        return self.best_of(self.current.record.window)
+
+    def best_of(self, window: int) -> LevelState:
+        """A window's level with the best iterate by held-out residual; the finer one where equal.
 
         A level that has met the target is the best: that is what the run was for.
         """
-        if self.current.record.stop_reason == StopReason.TARGET.value:
-            return self.current
-        return min(reversed(self.levels), key=lambda level: level.best_score)
+        levels = [level for level in self.levels if level.record.window == window]
+        if levels[-1].record.stop_reason == StopReason.TARGET.value:
+            return levels[-1]
+        return min(reversed(levels), key=lambda level: level.best_score)
+
+    def join_windows(self) -> None:
+        """Give every system its past: the best one of the window before."""
+        past: dict[int, System | None] = {0: None}
+        for level in self.levels:
+            window = level.record.window
+            if window not in past:
+                past[window] = self.best_of(window - 1).best_system()
+            level.system.follow(past[window])
 
 
 class Observer(Protocol):
