@@ -139,6 +139,7 @@ def summarise(
         "steps": state.total_steps,
         "best_level": level.record.level if level else None,
         "best_step": level.best_step if level else None,
+        "smoothing": level.record.smoothing if level else None,
         "peak_rss_mb": peak_memory(),
     }
     result: dict[str, Any] = strict_json(summary)

@@ -89,7 +89,7 @@ class KnotLayer(Layer):
         """The basis on padded breakpoints that carry gradients."""
 
     @abstractmethod
-    def _make_copied_basis(self, padded: Tensor, copies: Tensor) -> Any:
+    def copied_basis(self, padded: Tensor, copies: Tensor) -> Any:
         """The basis with a copy ``(n, channels, n_max + 2r - 1)`` of the extended knots a point."""
 
     @abstractmethod
@@ -109,7 +109,7 @@ class KnotLayer(Layer):
         """The knots as they stand, without gradient."""
         if not self.settings.free:
             return self._fixed_knots
-        padded = self._padded_breakpoints().detach()
+        padded = self.padded_breakpoints().detach()
         rows = [row[: n + 1].clone() for row, n in zip(padded, self.n_intervals, strict=True)]
         return Knots.from_breakpoints(self.order, rows)
 
@@ -118,7 +118,7 @@ class KnotLayer(Layer):
         """The basis on the current knots; for free knots it carries their gradient."""
         if not self.settings.free:
             return self._fixed_basis
-        return self._make_free_basis(self._padded_breakpoints())
+        return self._make_free_basis(self.padded_breakpoints())
 
     @property
     def weights(self) -> Tensor:
@@ -153,10 +153,10 @@ class KnotLayer(Layer):
         """See :meth:`Layer.features_of_copies`; free knots are copied as extended knots."""
         if not self.settings.free:
             return super().features_of_copies(z, spec)
-        padded = self._padded_breakpoints().detach()
+        padded = self.padded_breakpoints().detach()
         extended = extend_padded(self.order, padded, self.n_intervals)
         copies = extended.expand(z.shape[1], -1, -1).clone().requires_grad_()
-        features = self._features(z, spec, self._make_copied_basis(padded, copies))
+        features = self._features(z, spec, self.copied_basis(padded, copies))
         return features, {"knots_free": copies}
 
     def jacobian(
@@ -169,13 +169,13 @@ class KnotLayer(Layer):
             columns["coefficients"] = outer[..., : self.n_spline_features].flatten(1)
             columns["base_weights"] = outer[..., self.n_spline_features :].flatten(1)
         if self.settings.free:
-            columns["knots_free"] = copies["knots_free"].flatten(1) @ self._knot_slopes()
+            columns["knots_free"] = copies["knots_free"].flatten(1) @ self.knot_slopes()
         return columns
 
-    def _knot_slopes(self) -> Tensor:
+    def knot_slopes(self) -> Tensor:
         """Derivatives of all extended knots with respect to the logits, ``(knots, logits)``."""
         with torch.enable_grad():
-            padded = self._padded_breakpoints()
+            padded = self.padded_breakpoints()
             flat = extend_padded(self.order, padded, self.n_intervals).flatten()
             units = torch.eye(len(flat), dtype=flat.dtype, device=flat.device)
             return torch.autograd.grad(flat, self.knots_free, units, is_grads_batched=True)[0]
@@ -200,7 +200,7 @@ class KnotLayer(Layer):
                 layer.base_weights.copy_(self.base_weights)
         return layer
 
-    def _padded_breakpoints(self) -> Tensor:
+    def padded_breakpoints(self) -> Tensor:
         """Free breakpoints ``(channels, n_max + 1)``, ``+inf`` behind each channel's last."""
         return self._knots_of_logits() + self.knot_offsets
 
@@ -255,7 +255,8 @@ class SplineLayer(KnotLayer):
     def _make_free_basis(self, padded: Tensor) -> SplineBasis:
         return SplineBasis.from_padded(self.order, padded, self.n_intervals)
 
-    def _make_copied_basis(self, padded: Tensor, copies: Tensor) -> SplineBasis:
+    def copied_basis(self, padded: Tensor, copies: Tensor) -> SplineBasis:
+        """See :meth:`KnotLayer.copied_basis`."""
         return SplineBasis.from_copies(self.order, padded, self.n_intervals, copies)
 
     def _basis_features(self, z: Tensor, spec: JetSpec, basis: SplineBasis) -> Tensor:
@@ -287,7 +288,8 @@ class PowerReluLayer(KnotLayer):
     def _make_free_basis(self, padded: Tensor) -> PowerReluBasis:
         return PowerReluBasis.from_padded(self.order, padded, self.n_intervals)
 
-    def _make_copied_basis(self, padded: Tensor, copies: Tensor) -> PowerReluBasis:
+    def copied_basis(self, padded: Tensor, copies: Tensor) -> PowerReluBasis:
+        """See :meth:`KnotLayer.copied_basis`."""
         return PowerReluBasis.from_copies(self.order, padded, self.n_intervals, copies)
 
     def _basis_features(self, z: Tensor, spec: JetSpec, basis: PowerReluBasis) -> Tensor:

@@ -13,6 +13,7 @@ from kanpinn.training.options import (
     Phase,
     SelfScaledBFGSPhase,
     SelfScaledBroydenPhase,
+    SmoothingOptions,
     TargetOptions,
     TrainingOptions,
 )
@@ -41,6 +42,7 @@ __all__ = [
     "RunState",
     "SelfScaledBFGSPhase",
     "SelfScaledBroydenPhase",
+    "SmoothingOptions",
     "TargetOptions",
     "TrainingOptions",
     "Weights",

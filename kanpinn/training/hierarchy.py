@@ -66,7 +66,7 @@ class Level:
 
     Attributes:
         index: 0 is the coarsest.
-        steps: optimiser steps per phase.
+        steps: optimiser steps of every stage (phase, and penalty where there are some).
         refinements: how its knots follow from those of the level before; none on level 0.
         n_intervals: knot intervals of the first channel, per layer.
         n_parameters: trainable numbers.
@@ -121,7 +121,7 @@ def build_hierarchy(system: System, options: TrainingOptions) -> Hierarchy:
         levels.append(
             Level(
                 index=index,
-                steps=tuple(phase.steps_on(index) for phase in options.phases),
+                steps=tuple(phase.steps_on(index) for phase, _ in options.stages),
                 refinement=rule,
                 n_intervals=tuple(k.n_intervals[0] for k in knots),
                 n_parameters=_count_parameters(system, knots),

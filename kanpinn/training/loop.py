@@ -22,6 +22,7 @@ from kanpinn.sampling import batch_indices
 from kanpinn.training.evaluation import HeldOut, ReferenceErrors
 from kanpinn.training.objective import BlockData, ParameterPack, SystemObjective
 from kanpinn.training.options import AdamPhase, Phase, TrainingOptions
+from kanpinn.training.smoothing import Penalty, Roughness
 from kanpinn.training.state import Observer, RunState, restore, snapshot
 from kanpinn.training.weighting import Weighting
 
@@ -45,6 +46,7 @@ class LevelContext:
         errors: against the reference.
         seed: of mini-batches.
         workers: threads that share the Jacobian.
+        roughness: what a penalty weighs, if there is one.
     """
 
     system: System
@@ -53,10 +55,13 @@ class LevelContext:
     errors: ReferenceErrors
     seed: int
     workers: int = 1
+    roughness: Roughness | None = None
 
 
 class Trainer:
-    """Trains one level: runs its phases step by step on the state of the run.
+    """Trains one level: runs its stages step by step on the state of the run.
+
+    A stage is a phase, or with penalties to choose from, a phase with one of them.
 
     Args:
         options: phases, budgets, intervals of logging.
@@ -89,12 +94,15 @@ class Trainer:
         if not self._has_begun():
             self._log(self._loss(), note="start")
         reason = StopReason.STEPS
-        while state.phase < len(self.options.phases):
-            phase = self.options.phases[state.phase]
+        stages = self.options.stages
+        while state.phase < len(stages):
+            phase, _ = stages[state.phase]
             if phase.steps_on(level):
                 reason = self._run_phase(phase, phase.steps_on(level))
                 if reason not in PHASE_ENDS:
                     break
+                if self.context.roughness and state.history[-1]["step"] != state.total_steps:
+                    self._log(self._loss(), note="penalty")  # its last iterate is judged, too
             state.phase, state.step, state.optimiser = state.phase + 1, 0, {}
         return self._close(reason)
 
@@ -156,7 +164,19 @@ class Trainer:
             batch,
             self.context.workers,
             self.weighting.factors(),
+            penalty=self._penalty,
         )
+
+    @property
+    def _weight(self) -> float | None:
+        """Weight of the current stage's penalty; behind the last stage, still the last one's."""
+        stages = self.options.stages
+        return stages[min(self.state.phase, len(stages) - 1)][1]
+
+    @property
+    def _penalty(self) -> Penalty | None:
+        weight, roughness = self._weight, self.context.roughness
+        return None if weight is None or roughness is None else Penalty(weight, roughness)
 
     def _accept(
         self, phase: Phase, pack: ParameterPack, result: StepResult, objective: SystemObjective
@@ -206,7 +226,12 @@ class Trainer:
         pack = ParameterPack(self.context.system)
         weights, factors = self.state.weights.attention, self.weighting.factors()
         objective = SystemObjective(
-            self.context.system, pack, self.context.data, weights, factors=factors
+            self.context.system,
+            pack,
+            self.context.data,
+            weights,
+            factors=factors,
+            penalty=self._penalty,
         )
         return float(objective.loss(pack.read()))
 
@@ -217,8 +242,7 @@ class Trainer:
         state, level = self.state, self.state.current
         row = self._row(loss, note, optimiser)
         if row["heldout_score"] < level.best_score:
-            level.best, level.best_score = snapshot(self.context.system), row["heldout_score"]
-            level.best_step = state.total_steps
+            self._keep(row)
         state.history.append(row)
         self.observer.on_log(row, state)
         return row
@@ -242,16 +266,23 @@ class Trainer:
         }
         if self.options.windows > 1:
             row["window"] = state.current.record.window
+        if self._weight is not None:
+            row["smoothing"] = self._weight
         for name, value in self.context.system.scalars.items():
             row[f"scalar.{name}"] = float(value.detach())
         return row
 
     def _take_as_solution(self, row: dict[str, Any]) -> StopReason:
         """The current iterate meets the target: it is the solution, whatever its score."""
+        self._keep(row)
+        return StopReason.TARGET
+
+    def _keep(self, row: dict[str, Any]) -> None:
+        """The current iterate, whose line this is, is the level's best."""
         level = self.state.current
         level.best, level.best_score = snapshot(self.context.system), row["heldout_score"]
         level.best_step = self.state.total_steps
-        return StopReason.TARGET
+        level.record.smoothing = self._weight
 
     def _restart(self) -> bool:
         """Go back to the best iterate after a non-finite loss; False when that is used up."""

@@ -31,6 +31,7 @@ from kanpinn.training.hierarchy import Hierarchy, Level, Refinement, build_hiera
 from kanpinn.training.loop import LevelContext, Trainer
 from kanpinn.training.objective import BlockData, ParameterPack, SystemObjective
 from kanpinn.training.options import LevenbergMarquardtPhase, TrainingOptions
+from kanpinn.training.smoothing import Roughness
 from kanpinn.training.state import (
     LevelRecord,
     LevelState,
@@ -91,6 +92,7 @@ class MultilevelRun:
         coarse = self._initial_system(())
         self.hierarchy: Hierarchy = build_hierarchy(coarse, options.training)
         check_smoothness(coarse, self.blocks)
+        self._check_penalties(coarse)
         for phase in options.training.phases:
             pack = ParameterPack(coarse, phase.train)
             build_optimiser(phase).init(pack.read(), pack.layout, 1)  # refuses what does not fit
@@ -157,13 +159,34 @@ class MultilevelRun:
             except (NestingError, ConditioningError, KnotError) as error:
                 raise ConfigError(f"training.refine: from level {level - 1}: {error}") from error
 
+    def _roughness(self, system: System) -> Roughness | None:
+        smoothing = self.options.training.smoothing
+        return None if smoothing is None else Roughness(system, smoothing)
+
+    def _check_penalties(self, coarse: System) -> None:
+        """Refuse penalties that do not fit the model, or a choice that nothing could judge.
+
+        Raises:
+            ConfigError: naming the key.
+        """
+        smoothing = self.options.training.smoothing
+        if self._roughness(coarse) is None or smoothing is None:
+            return
+        if len(smoothing.values) > 1 and not held_out_equations(self.problem, self.blocks):
+            raise ConfigError(
+                f"training.smoothing.penalties: found {len(smoothing.values)} to choose from, "
+                "allowed: one, since this problem has no held-out residual to choose by"
+            )
+
     def _begin(self, level: Level, resumed: bool) -> LevelContext:
         """Points and networks of a level; its record is new unless the level is resumed."""
         state, previous = self.state, None
         if resumed:
             system = state.current.system
         elif state.levels and state.current.record.window == self.number:
-            previous = state.current.system
+            # Under the weakest penalty training ends rougher than what it found best.
+            choice = self.options.training.smoothing is not None
+            previous = state.current.best_system() if choice else state.current.system
             system = self._refine(previous, state.current.record.level, level.index)
         else:
             system = self._initial_system(self._refinements_to(level.index))
@@ -178,6 +201,7 @@ class MultilevelRun:
             )
             if previous is not None:
                 self._compare(previous, context, record)
+                state.phase = self.options.training.first_stage(state.current.record.smoothing)
             state.weights = Weights()
             state.levels.append(LevelState(record, system, snapshot(system)))
         self.observer.on_level(state)
@@ -218,7 +242,10 @@ class MultilevelRun:
         )
         x = evaluation_points(self.problem, self.window)
         errors = ReferenceErrors(self.problem, self._trained_on(level), like.detach(), x)
-        return LevelContext(system, data, held_out, errors, options.seed, options.workers)
+        roughness = self._roughness(system)
+        return LevelContext(
+            system, data, held_out, errors, options.seed, options.workers, roughness
+        )
 
     def n_points(self, block: ResidualBlock, level: Level) -> int:
         """Points of a block on a level: whole groups of the sampling options' count."""

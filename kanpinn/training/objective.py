@@ -20,6 +20,7 @@ from kanpinn.residuals import ResidualBlock, System, evaluate_rows, required_jet
 from kanpinn.sampling import QUADRATURE
 from kanpinn.training.accumulate import tree_sum, triangular_factor
 from kanpinn.training.jacobian import rows_with_jacobian
+from kanpinn.training.smoothing import Penalty
 
 CHUNK_BYTES = 2**21  # of the widest layer's non-zero features: these then stay in a core's cache
 LINEAR_PARAMETERS = ("coefficients", "bias")  # of a layer: its output is linear in them
@@ -169,10 +170,11 @@ def chunk_rows(system: System, specs: Mapping[str, JetSpec], n_sites: int) -> in
 
 
 class SystemObjective:
-    """``sum_b weight_b mean(q_i f_i (w_i r_i)^2)`` over the rows of every block ``b``.
+    """``sum_b weight_b mean(q_i f_i (w_i r_i)^2)`` over all rows of every block, and a penalty.
 
     ``q`` are the quadrature weights of unequally spread points, 1 for others. ``w`` are factors of
-    the residuals, ``f`` of what the block's loss makes of them.
+    the residuals, ``f`` of what the block's loss makes of them. The penalty on rough splines, if
+    there is one, has rows of its own, behind those of the blocks.
 
     Implements the optimisers' objective over one pack of parameters.
 
@@ -184,6 +186,7 @@ class SystemObjective:
         batch: picks rows of a block for a mini-batch; ``None`` for all rows.
         workers: threads that share the Jacobian; no result depends on them.
         factors: ``f`` per block name, ``(n_rows,)``; ones where missing.
+        penalty: on rough splines.
     """
 
     def __init__(
@@ -195,9 +198,10 @@ class SystemObjective:
         batch: Callable[[BlockData], Tensor | None] | None = None,
         workers: int = 1,
         factors: Mapping[str, Tensor] | None = None,
+        penalty: Penalty | None = None,
     ) -> None:
         self.system, self.pack, self.data = system, pack, tuple(data)
-        self.workers = workers
+        self.workers, self.penalty = workers, penalty
         self.attention, self.factors = dict(attention or {}), dict(factors or {})
         self.batch = batch
         self.rows: dict[str, list[tuple[slice | Tensor, Tensor]]] = {}
@@ -206,7 +210,7 @@ class SystemObjective:
         """The loss at ``theta`` ``(n,)``, 0-d."""
         self.pack.write(theta)
         with torch.no_grad():
-            return tree_sum([part] for part, _ in self._parts())[0]
+            return tree_sum([part] for part in self._parts())[0]
 
     def loss_and_gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """The loss and its gradient ``(n,)`` at ``theta`` ``(n,)``."""
@@ -223,18 +227,24 @@ class SystemObjective:
                 for data, chunk in self._chunks()
                 for rows in (evaluate_rows(data.block, self.system, chunk.points, chunk.prepared),)
             )
-            return torch.cat([part.reshape(-1) for part in parts])
+            penalty = [] if self.penalty is None else [self.penalty.rows()]
+            return torch.cat([*(part.reshape(-1) for part in parts), *penalty])
 
     def jacobian_rows(self, theta: Tensor) -> Iterator[Tensor]:
         """Pieces ``(any, n + 1)`` of ``[J | r]``, the Jacobian beside the residuals."""
         self.pack.write(theta)
-        return map(self._jacobian_piece, self._chunks())
+        yield from map(self._jacobian_piece, self._chunks())
+        if self.penalty is not None:
+            yield self.penalty.jacobian_piece(self.pack.layout)
 
     def transposed_product(self, theta: Tensor, u: Tensor) -> Tensor:
         """``J^T u`` ``(n,)`` for ``u`` of the shape of the residuals, ``(N,)``."""
         self.pack.write(theta)
         parameters = tuple(self.pack.parameters.values())
         pieces, start = [], 0
+        if self.penalty is not None:
+            rows = self.penalty.rows()
+            pieces.append([flat_gradient((u[-len(rows) :] * rows).sum(), parameters)])
         for data, chunk in self._chunks():
             rows = evaluate_rows(data.block, self.system, chunk.points, chunk.prepared)
             part = u[start : start + rows.numel()].view_as(rows)
@@ -249,7 +259,11 @@ class SystemObjective:
         chunks = list(self._chunks())
         sizes = [len(chunk.points[0]) // data.block.group for data, chunk in chunks]
         columns = self.pack.layout.total + 1
-        return triangular_factor(chunks, self._jacobian_piece, sizes, columns, self.workers)
+        factor = triangular_factor(chunks, self._jacobian_piece, sizes, columns, self.workers)
+        if self.penalty is None:
+            return factor
+        below = self.penalty.jacobian_piece(self.pack.layout)
+        return torch.linalg.qr(torch.cat([factor, below]), mode="r").R
 
     def _jacobian_piece(self, piece: tuple[BlockData, Chunk]) -> Tensor:
         """``[J | r]`` of one chunk, ``(any, n + 1)``, at the parameters as they stand."""
@@ -287,11 +301,14 @@ class SystemObjective:
 
     def _with_gradient(self) -> Iterator[list[Tensor]]:
         parameters = tuple(self.pack.parameters.values())
-        for part, _ in self._parts():
+        for part in self._parts():
             yield [part.detach(), flat_gradient(part, parameters)]
 
-    def _parts(self) -> Iterator[tuple[Tensor, str]]:
-        """Every chunk's share of the loss; the rows' sizes are kept for the attention weights."""
+    def _parts(self) -> Iterator[Tensor]:
+        """Shares of the loss: every chunk's, and the penalty.
+
+        The rows' sizes are kept for the attention weights.
+        """
         self.rows = {}
         for data in self.data:
             block, chosen = data.block, None if self.batch is None else self.batch(data)
@@ -312,7 +329,9 @@ class SystemObjective:
                 if factors is not None:
                     values = values * (factors[:, None] if values.ndim > 1 else factors)
                 width = values.shape[-1] if values.ndim > 1 else 1
-                yield values.sum() * (block.weight / (count * width)), block.name
+                yield values.sum() * (block.weight / (count * width))
+        if self.penalty is not None:
+            yield self.penalty.rows().square().sum()
 
 
 def flat_gradient(value: Tensor, parameters: Sequence[Tensor]) -> Tensor:

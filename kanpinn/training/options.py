@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
@@ -161,6 +162,44 @@ class TargetOptions:
         return bool(values) and all(v is not None and v <= limit for v, limit in values)
 
 
+AUTO_PENALTIES = tuple(10.0**-k for k in range(1, 8))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SmoothingOptions:
+    """A penalty ``lambda sum int (d^k g / ds^k)^2 ds`` over the networks' univariate functions g.
+
+    A function does not change under a prolongation, and so does its penalty: the same ``lambda``
+    asks for the same smoothness on every level. On the coarsest level the phases are done for one
+    ``lambda`` after the other. A finer level goes on from the best iterate by the held-out score,
+    with the ``lambda`` that was found with and weaker ones. The best of all is the solution.
+    """
+
+    penalties: Annotated[
+        Literal["auto"] | tuple[Annotated[float, Ge(0)], ...],
+        "values of lambda, strongest first: the phases are done for each, from where the one "
+        "before ended; finer levels leave out those stronger than the best; auto: 0.1 to 1e-7 in "
+        "powers of ten",
+    ] = "auto"
+    derivative: Annotated[int, Ge(1), Le(4), "k, below the splines' order"] = 2
+    layers: Annotated[
+        tuple[str, ...],
+        "layers it acts on, as patterns: *, *.layer1, or <network>.* where a problem has several",
+    ] = ("*",)
+
+    def __post_init__(self) -> None:
+        if not self.values or any(b >= a for a, b in pairwise(self.values)):
+            raise ConfigError(
+                f"training.smoothing.penalties: found {list(self.values)}, allowed: at least one "
+                "number, strictly decreasing"
+            )
+
+    @property
+    def values(self) -> tuple[float, ...]:
+        """All values of lambda, strongest first."""
+        return AUTO_PENALTIES if self.penalties == "auto" else tuple(self.penalties)
+
+
 LayerKnots = Annotated[int, Gt(0)] | tuple[float, ...]
 
 
@@ -191,6 +230,9 @@ class TrainingOptions:
     attention: Annotated[AttentionOptions | None, "residual-based attention"] = None
     balance: Annotated[BalanceOptions | None, "factors that balance the blocks' losses"] = None
     causal: Annotated[CausalOptions | None, "weights that respect the order of time"] = None
+    smoothing: Annotated[
+        SmoothingOptions | None, "penalty on rough splines, chosen by the held-out score"
+    ] = None
     target: Annotated[TargetOptions, "accuracy at which the run is done"] = TargetOptions()
     time_limit: Annotated[
         Annotated[float, Gt(0)] | None, "budget in seconds; it only ends a run"
@@ -223,4 +265,15 @@ class TrainingOptions:
 
     def steps_on(self, level: int) -> int:
         """Steps of all phases on a level."""
-        return sum(phase.steps_on(level) for phase in self.phases)
+        return sum(phase.steps_on(level) for phase, _ in self.stages)
+
+    @property
+    def stages(self) -> tuple[tuple[Phase, float | None], ...]:
+        """What is done on a level, in order: phases, each with the penalty's weight if any."""
+        weights = (None,) if self.smoothing is None else self.smoothing.values
+        return tuple((phase, weight) for weight in weights for phase in self.phases)
+
+    def first_stage(self, chosen: float | None) -> int:
+        """The stage a level begins with: stronger penalties than that chosen before it are done."""
+        weights = [weight for _, weight in self.stages]
+        return weights.index(chosen) if chosen in weights else 0

@@ -34,8 +34,9 @@ class LevelRecord:
 
     ``loss_before_prolongation`` and ``loss_after_prolongation`` are the same loss, on this
     level's points, of the coarse and of the prolongated networks. ``max_change`` is the largest
-    difference of their values at held-out points. Errors are those of all times up to the end of
-    the level's time window.
+    difference of their values at held-out points. ``smoothing`` is the weight of the penalty that
+    the level's best iterate was found with. Errors are those of all times up to the end of the
+    level's time window.
     """
 
     level: int
@@ -52,6 +53,7 @@ class LevelRecord:
     heldout_residual: float | None = None
     rel_l2: float | None = None
     stop_reason: str | None = None
+    smoothing: float | None = None
     window: int = 0
 
     @property
