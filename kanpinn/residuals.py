@@ -386,6 +386,12 @@ def required_jets(block: ResidualBlock, system: System) -> dict[str, JetSpec]:
     return jets
 
 
+def n_equations(block: ResidualBlock, system: System) -> int:
+    """Residuals of a row of a block, m: found like what derivatives it needs."""
+    rows = _trace(block, system, 2)[1]
+    return int(rows.shape[1]) if rows.ndim == 2 else 1
+
+
 Wanted = dict[str, set[tuple[int, ...] | str]]
 
 

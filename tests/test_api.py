@@ -822,6 +822,8 @@ MULTICHANNEL = ["model.type=multichannel", "model.order=4", "model.width=32", "m
         ("lbfgs", WIDE),
         ("adam", [*MULTICHANNEL, "model.hidden_layers=3"]),
         ("lm", ["model.width=16", "model.intervals=32"]),
+        ("lm, solver: iterative", ["model.width=40", "model.intervals=32"]),
+        ("lm, solver: dual", ["model.width=40", "model.intervals=32"]),
     ],
 )
 def test_memory_is_about_what_was_estimated(

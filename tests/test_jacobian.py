@@ -62,6 +62,29 @@ def compare(options: Any, problem: Problem, **more: Any) -> None:
     u = torch.randn(len(residuals), dtype=theta.dtype, generator=torch.Generator().manual_seed(1))
     product = objective.transposed_product(theta, u)
     torch.testing.assert_close(product, expected.mT @ u, rtol=1e-10, atol=1e-10 * scale)
+    compare_products(objective, theta, expected)
+
+
+def compare_products(objective: SystemObjective, theta: Tensor, expected: Tensor) -> None:
+    """Products without the Jacobian against those with it."""
+    generator, scale = torch.Generator().manual_seed(1), float(expected.abs().max())
+    v = torch.randn(expected.shape[1], dtype=theta.dtype, generator=generator)
+    u = torch.randn(expected.shape[0], dtype=theta.dtype, generator=generator)
+    linear = objective.linearise(theta, 2**30)
+    torch.testing.assert_close(linear.product(v), expected @ v, rtol=1e-10, atol=1e-10 * scale)
+    torch.testing.assert_close(
+        linear.transposed(u), expected.mT @ u, rtol=1e-10, atol=1e-10 * scale
+    )
+    start, limit = 0, 4
+    for square in linear.block_squares(limit):
+        size = square.shape[1]
+        assert size <= limit
+        for block in square:
+            columns = expected[:, start : start + size]
+            gram = columns.mT @ columns
+            torch.testing.assert_close(block, gram, rtol=1e-9, atol=1e-10 * scale**2)
+            start += size
+    assert start == expected.shape[1]
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -123,6 +146,7 @@ def test_attention_and_quadrature_weights() -> None:
     residuals, expected = by_rows(objective, theta)
     torch.testing.assert_close(joined[:, -1], residuals, rtol=1e-11, atol=1e-13)
     torch.testing.assert_close(joined[:, :-1], expected, rtol=1e-10, atol=1e-10)
+    compare_products(objective, theta, expected)
     assert float(residuals.square().sum()) == pytest.approx(float(objective.loss(theta)), rel=1e-13)
 
 

@@ -20,10 +20,28 @@ from kanpinn.optimisers import (
     ParameterLayout,
     StopReason,
 )
-from kanpinn.optimisers.levenberg_marquardt import NOTE_REJECTED, NOTE_WIDE, DampedSystem
+from kanpinn.optimisers.levenberg_marquardt import NOTE_REJECTED
+from kanpinn.optimisers.linear_models import DampedSystem
 
 F64 = torch.float64
 Residual = Callable[[Tensor], Tensor]
+
+
+class Whole:
+    """A Jacobian that is held as it is."""
+
+    def __init__(self, jacobian: Tensor) -> None:
+        self.jacobian = jacobian
+
+    def product(self, v: Tensor) -> Tensor:
+        return self.jacobian @ v
+
+    def transposed(self, u: Tensor) -> Tensor:
+        return self.jacobian.mT @ u
+
+    def block_squares(self, size: int) -> list[Tensor]:
+        blocks = self.jacobian.split(min(2, size), 1)
+        return [(block.mT @ block)[None] for block in blocks]
 
 
 class Squares:
@@ -58,6 +76,14 @@ class Squares:
         self.evaluations += 1
         return self.jacobian(theta).mT @ u
 
+    def jacobian_rows(self, theta: Tensor) -> list[Tensor]:
+        self.evaluations += 1
+        return [torch.cat([self.jacobian(theta), self.residual(theta)[:, None]], 1)]
+
+    def linearise(self, theta: Tensor, memory: float) -> Whole:
+        self.evaluations += 1
+        return Whole(self.jacobian(theta))
+
 
 def rosenbrock(x: Tensor) -> Tensor:
     return torch.cat([10 * (x[1:] - x[:-1] ** 2), 1 - x[:-1]])
@@ -89,6 +115,8 @@ VARIANTS = {
     "geodesic": LevenbergMarquardtOptions(),
     "plain": LevenbergMarquardtOptions(geodesic=False),
     "columns": LevenbergMarquardtOptions(scaling="columns"),
+    "dual": LevenbergMarquardtOptions(solver="dual", scaling="columns"),
+    "iterative": LevenbergMarquardtOptions(solver="iterative"),
 }
 
 
@@ -208,7 +236,9 @@ def test_non_finite_start() -> None:
 def test_fewer_residuals_than_parameters_is_noted_and_solved() -> None:
     theta = torch.tensor([2.0, -1.0, 4.0], dtype=F64)
     results = solve(LevenbergMarquardt(), Squares(lambda x: x[:1] * x[1:2] - 6), theta, 30)
-    assert results[0].notes == (NOTE_WIDE,)
+    assert ["residuals for" in note for note in results[0].notes] == [True]
+    assert "1 residuals for 3 parameters" in results[0].notes[0]
+    assert "dual solver" in results[0].notes[0]
     assert all(result.notes == () for result in results[1:])
     assert float(results[-1].loss) < 1e-20 and results[-1].theta[2] == 4
 

@@ -13,22 +13,21 @@ from kanpinn.jets import JetSpec
 from kanpinn.models import KnotLayer, KnotNetwork, Layer, SplineLayer
 from kanpinn.optimisers import (
     LBFGSOptions,
+    LevenbergMarquardt,
     LevenbergMarquardtOptions,
     SelfScaledBFGSOptions,
     SelfScaledBroydenOptions,
 )
+from kanpinn.optimisers.linear_models import dense_numbers, dual_numbers, iterative_numbers
 from kanpinn.problem import build_system
-from kanpinn.residuals import ResidualBlock, System, required_jets
+from kanpinn.residuals import ResidualBlock, System, n_equations, required_jets
 from kanpinn.training import Level
-from kanpinn.training.accumulate import SLAB
 from kanpinn.training.evaluation import EVALUATION_BYTES
 from kanpinn.training.hierarchy import first_network
 from kanpinn.training.objective import FEATURE_CACHE_BYTES, chunk_rows
 
 MIB = 2.0**20
 # Measured, as far as they are not plain: peaks beside those of a small run.
-JACOBIAN_COPIES = 1.5  # of a slab of the Jacobian: its pieces, the slab, its factorisation
-TRIANGLES = 6  # of the parameters' number squared: the factor, those it is reduced from, the step's
 DENSE_COPIES = 2  # of an inverse Hessian: before and after its update
 ADAM_VECTORS = 6  # of the parameters' length: theta, gradient, two moments, best, trial
 
@@ -169,9 +168,41 @@ class _Sizes:
             if isinstance(phase, SelfScaledBFGSOptions | SelfScaledBroydenOptions):
                 numbers.append((DENSE_COPIES * n + 8.0) * n)
             if isinstance(phase, LevenbergMarquardtOptions):
-                rows = min(SLAB * n, sum(self.points.values())) * self.prepared.run.options.workers
-                numbers.append(JACOBIAN_COPIES * rows * n + TRIANGLES * n**2)
+                numbers.append(self._least_squares(phase))
         return max(numbers) * self._number
+
+    @property
+    def rows(self) -> int:
+        """Residuals of all blocks."""
+        blocks = self.prepared.run.blocks
+        return sum(
+            self.points[block.name] // block.group * n_equations(block, self.coarse)
+            for block in blocks
+        )
+
+    def _least_squares(self, phase: LevenbergMarquardtOptions) -> float:
+        """What the linear solver that such a phase chooses holds."""
+        n, rows = self.level.n_parameters, self.rows
+        solver = LevenbergMarquardt(phase).choose(rows, n, self._number).solver
+        if solver == "dense":
+            return dense_numbers(rows, n, self.prepared.run.options.workers)
+        if solver == "dual":
+            return dual_numbers(rows, n)
+        kept = sum(self._linearised(block) for block in self.prepared.run.blocks)
+        return iterative_numbers(rows, n) + min(kept, phase.memory_mib * MIB / self._number)
+
+    def _linearised(self, block: ResidualBlock) -> float:
+        """Features and adjoints of all layers at a block's points, or columns where these are less.
+
+        Those of the last chunks are not kept where there is no room.
+        """
+        equations, total = n_equations(block, self.coarse), 0.0
+        for name, spec in self.specs[block.name].items():
+            for number, layer in enumerate(self.coarse.parts[name].network.chain):
+                features, out = self._features(number, layer), layer.out_width
+                pair = spec.n_components * (features + equations * out)
+                total += min(pair, equations * features * out)
+        return total * self.points[block.name] * block.region.n_sites
 
 
 def _kept(layer: Layer, features: int, spec: JetSpec) -> float:

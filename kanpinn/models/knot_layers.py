@@ -159,18 +159,20 @@ class KnotLayer(Layer):
         features = self._features(z, spec, self.copied_basis(padded, copies))
         return features, {"knots_free": copies}
 
-    def jacobian(
-        self, features: Tensor, adjoint: Tensor, copies: Mapping[str, Tensor]
-    ) -> dict[str, Tensor]:
-        """See :meth:`Layer.jacobian`."""
-        columns = super().jacobian(features, adjoint, copies)
-        if self.settings.base:
-            outer = columns["coefficients"].view(len(adjoint[0]), self.out_width, self.n_features)
-            columns["coefficients"] = outer[..., : self.n_spline_features].flatten(1)
-            columns["base_weights"] = outer[..., self.n_spline_features :].flatten(1)
-        if self.settings.free:
-            columns["knots_free"] = copies["knots_free"].flatten(1) @ self.knot_slopes()
-        return columns
+    def contracted(self, features: Tensor) -> dict[str, Tensor]:
+        """See :meth:`Layer.contracted`."""
+        if not self.settings.base:
+            return super().contracted(features)
+        return {
+            "coefficients": features[..., : self.n_spline_features],
+            "base_weights": features[..., self.n_spline_features :],
+        }
+
+    def columns(self, adjoint: Tensor, copies: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """See :meth:`Layer.columns`."""
+        if not self.settings.free:
+            return {}
+        return {"knots_free": copies["knots_free"].flatten(1) @ self.knot_slopes()}
 
     def knot_slopes(self) -> Tensor:
         """Derivatives of all extended knots with respect to the logits, ``(knots, logits)``."""

@@ -71,18 +71,18 @@ class Layer(nn.Module, ABC):
         """
         return self.features(z, spec), {}
 
-    def jacobian(
-        self, features: Tensor, adjoint: Tensor, copies: Mapping[str, Tensor]
-    ) -> dict[str, Tensor]:
-        """Every point's derivatives with respect to each parameter, ``(n, numel)`` by name.
+    def contracted(self, features: Tensor) -> dict[str, Tensor]:
+        """By parameter ``(out_width, f)``, the features ``(K, n, f)`` it is contracted with."""
+        return {"coefficients": features}
+
+    def columns(self, adjoint: Tensor, copies: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Every point's derivatives with respect to all other parameters, ``(n, numel)`` by name.
 
         Args:
-            features: what was contracted, ``(K, n, n_features)``.
             adjoint: derivatives of a point's residual with respect to its outputs ``(K, n, out)``.
             copies: the same with respect to the copies of :meth:`features_of_copies`.
         """
-        outer = torch.bmm(adjoint.permute(1, 2, 0), features.transpose(0, 1))
-        return {"coefficients": outer.flatten(1)}
+        return {}
 
 
 class Network(nn.Module, ABC):

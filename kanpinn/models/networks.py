@@ -124,11 +124,9 @@ class DenseLayer(Layer):
         y = super().contract(features)
         return torch.cat([(y[0] + self.bias)[None], y[1:]]) if len(y) > 1 else y + self.bias
 
-    def jacobian(
-        self, features: Tensor, adjoint: Tensor, copies: Mapping[str, Tensor]
-    ) -> dict[str, Tensor]:
-        """See :meth:`Layer.jacobian`."""
-        return {**super().jacobian(features, adjoint, copies), "bias": adjoint[0]}
+    def columns(self, adjoint: Tensor, copies: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """See :meth:`Layer.columns`."""
+        return {"bias": adjoint[0]}
 
     def extra_repr(self) -> str:
         """Widths and activation."""

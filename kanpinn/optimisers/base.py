@@ -8,7 +8,7 @@ resume, staged training and refinement between steps need nothing from the optim
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import accumulate
@@ -118,6 +118,23 @@ class Objective(Protocol):
         """The loss at ``theta`` (n,), without dimensions, and its gradient (n,)."""
 
 
+class Linearisation(Protocol):
+    """The Jacobian ``J`` at one ``theta``, by its products; it is never held as a whole."""
+
+    def product(self, v: Tensor) -> Tensor:
+        """``J v`` ``(N,)`` of ``v`` (n,)."""
+
+    def transposed(self, u: Tensor) -> Tensor:
+        """``J^T u`` (n,) of ``u`` ``(N,)``."""
+
+    def block_squares(self, size: int) -> Sequence[Tensor]:
+        """``J_b^T J_b`` of blocks of at most ``size`` neighbouring columns, that cover all of them.
+
+        In the order of the parameters, blocks of one size beside each other as
+        ``(count, size, size)``.
+        """
+
+
 @runtime_checkable
 class LeastSquaresObjective(Objective, Protocol):
     """A loss that is a sum of squares ``|r(theta)|^2``, with the residuals' Jacobian ``J``."""
@@ -130,6 +147,12 @@ class LeastSquaresObjective(Objective, Protocol):
 
     def transposed_product(self, theta: Tensor, u: Tensor) -> Tensor:
         """``J^T u`` (n,) at ``theta`` (n,) for ``u`` ``(N,)``."""
+
+    def jacobian_rows(self, theta: Tensor) -> Iterable[Tensor]:
+        """Pieces ``(any, n + 1)`` of ``[J | r]`` at ``theta`` (n,), in order."""
+
+    def linearise(self, theta: Tensor, memory: float) -> Linearisation:
+        """``J`` at ``theta`` (n,) by its products, keeping at most ``memory`` bytes for them."""
 
 
 @dataclass(frozen=True)

@@ -22,11 +22,31 @@ from kanpinn.optimisers.base import (
     StopReason,
     check_start,
 )
+from kanpinn.optimisers.linear_models import (
+    DenseModel,
+    DualModel,
+    IterativeModel,
+    LinearModel,
+    ScaleOf,
+    SolverChoice,
+    choose_solver,
+)
 
 LEAST_GAIN = 1e-3  # of the fall of the loss predicted, for a step to be taken
 LARGEST_FALL = 1 / 3  # of the damping, after a step as good as predicted
 COLUMN_FLOOR = 1e-12  # of the largest column norm, in the scaling by columns
-NOTE_WIDE = "fewer residuals than parameters: the damping alone decides between their solutions"
+NOTE_WIDE = (
+    "{rows} residuals for {columns} parameters: the damping alone decides between the solutions; "
+    "the linear systems are solved by the {solver} solver"
+)
+NOTE_MEMORY = (
+    "the {direct} solver would take {mib:.3g} MiB for {columns} parameters, above memory_mib "
+    "({limit:g}): the iterative solver is used, whose steps are inexact"
+)
+NOTE_RANK = (
+    "the Jacobian has the numerical rank {rank} of {full}: the damping alone decides between "
+    "parameters of the same residuals"
+)
 NOTE_REJECTED = "no step lowered the loss within the trials allowed"
 
 
@@ -58,41 +78,26 @@ class LevenbergMarquardtOptions:
     ] = 0.1
     max_trials: Annotated[int, Ge(1), "dampings tried in one step"] = 40
     gradient_tolerance: Annotated[float, Ge(0), "stops at this 2-norm of the gradient"] = 1e-16
+    solver: Annotated[
+        Literal["auto", "dense", "dual", "iterative"],
+        "how the linear systems are solved: dense (triangle of the Jacobian), dual (its rows, for "
+        "fewer residuals than parameters), iterative (products alone, inexact steps); auto: dual "
+        "for fewer residuals, else dense, or iterative where that takes more than memory_mib",
+    ] = "auto"
+    memory_mib: Annotated[
+        float,
+        Gt(0),
+        "MiB that a linear system may take: auto decides by it, and the iterative solver keeps no "
+        "more from product to product",
+    ] = 2048.0
+    iterations: Annotated[int, Ge(1), "iterations of the iterative solver for one damping"] = 200
+    linear_tolerance: Annotated[
+        float, Gt(0), Lt(1), "fall of the gradient of the damped system that ends the iteration"
+    ] = 1e-2
     change_tolerance: Annotated[
         float, Ge(0), "relative fall of the loss, over `patience` steps, that counts as progress"
     ] = 1e-3
     patience: Annotated[int, Ge(1), "steps without progress before a stop"] = 20
-
-
-@dataclass(frozen=True)
-class DampedSystem:
-    """``min |J d + r|^2 + lambda |D d|^2``, from the triangle of ``[J | r]``.
-
-    Attributes:
-        factor: triangle of ``[[J, r], [sqrt(lambda) D, 0]]``, ``(n + 1, n + 1)``.
-    """
-
-    factor: Tensor
-
-    @classmethod
-    def of(cls, triangle: Tensor, damping: float, scale: Tensor) -> DampedSystem:
-        """From the triangle ``(n + 1, n + 1)``, ``lambda`` and the diagonal ``D`` ``(n,)``."""
-        below = torch.diag(scale * math.sqrt(damping))
-        below = torch.cat([below, below.new_zeros(len(scale), 1)], 1)
-        return cls(torch.linalg.qr(torch.cat([triangle, below]), mode="r").R)
-
-    def step(self) -> Tensor:
-        """The minimiser ``d`` ``(n,)``."""
-        n = self.factor.shape[1] - 1
-        square, right = self.factor[:n, :n], self.factor[:n, n:]
-        return -torch.linalg.solve_triangular(square, right, upper=True)[:, 0]
-
-    def newton(self, gradient: Tensor) -> Tensor:
-        """``-(J^T J + lambda D^2)^-1 gradient``, ``(n,)``."""
-        n = self.factor.shape[1] - 1
-        square = self.factor[:n, :n]
-        half = torch.linalg.solve_triangular(square.mT, gradient[:, None], upper=False)
-        return -torch.linalg.solve_triangular(square, half, upper=True)[:, 0]
 
 
 @dataclass(frozen=True)
@@ -163,60 +168,79 @@ class LevenbergMarquardt(Optimiser):
         if not isinstance(objective, LeastSquaresObjective):
             raise ConfigError("lm: the objective is no sum of squares; use adam or lbfgs")
         theta, options = theta.detach(), self.options
-        triangle = objective.triangle(theta)
-        squares = triangle.square().sum(0)  # (n + 1,)
-        gradient_norm = 2 * (triangle[:, :-1].mT @ triangle[:, -1]).norm()
-        loss, norm = torch.stack([squares[-1], gradient_norm]).tolist()
-        if not math.isfinite(loss) or not math.isfinite(norm):
-            return _stopped(theta, state, squares[-1], StopReason.NON_FINITE)
-        if norm <= options.gradient_tolerance:
-            return _stopped(theta, state, squares[-1], StopReason.GRADIENT_TOLERANCE)
         residuals = objective.residuals(theta)
-        wide = NOTE_WIDE if len(residuals) < len(theta) and not int(state["iteration"]) else None
-        scale = self._scale(squares[:-1], layout)
+        loss_here = residuals.square().sum()
+        if not math.isfinite(float(loss_here)):
+            return _stopped(theta, state, loss_here, StopReason.NON_FINITE)
+        choice = self.choose(len(residuals), len(theta), theta.element_size())
+        model = self._model(choice, theta, residuals, objective, layout)
+        loss, norm = torch.stack([model.loss, model.gradient.norm()]).tolist()
+        if not math.isfinite(loss) or not math.isfinite(norm):
+            return _stopped(theta, state, model.loss, StopReason.NON_FINITE, 2)
+        if norm <= options.gradient_tolerance:
+            return _stopped(theta, state, model.loss, StopReason.GRADIENT_TOLERANCE, 2)
+        first = not int(state["iteration"])
+        notes = _notes(choice, options, model, len(residuals), len(theta)) if first else ()
         damping = float(state["damping"]) or options.damping * loss
         growth, evaluations = 2.0, 2
         for _ in range(options.max_trials):
-            trial = self._try(theta, triangle, residuals, damping, scale, objective)
+            trial = self._try(theta, model, residuals, damping, objective)
             evaluations += trial.evaluations
             gain = (loss - trial.loss) / trial.predicted if trial.predicted > 0 else -1.0
             if gain > LEAST_GAIN:  # false for a loss that is not finite
                 damping *= max(LARGEST_FALL, 1 - (2 * gain - 1) ** 3)
                 new, stop = self._progress(theta, state, damping, trial.loss)
-                loss_there = squares.new_tensor(trial.loss)
-                notes = (wide,) if wide else ()
-                return StepResult(
-                    trial.theta, new, loss_there, gradient_norm, evaluations, stop, notes
-                )
+                there, norm_here = model.loss.new_tensor([trial.loss, norm])
+                return StepResult(trial.theta, new, there, norm_here, evaluations, stop, notes)
             damping, growth = damping * growth, 2 * growth
-        return _stopped(
-            theta, state, squares[-1], StopReason.NO_PROGRESS, evaluations, (NOTE_REJECTED,)
-        )
+        reason, notes = StopReason.NO_PROGRESS, (*notes, NOTE_REJECTED)
+        return _stopped(theta, state, model.loss, reason, evaluations, notes)
+
+    def choose(self, rows: int, columns: int, itemsize: int) -> SolverChoice:
+        """The linear solver for ``rows`` residuals in ``columns`` parameters."""
+        options = self.options
+        return choose_solver(options.solver, options.memory_mib, rows, columns, itemsize)
+
+    def _model(
+        self,
+        choice: SolverChoice,
+        theta: Tensor,
+        residuals: Tensor,
+        objective: LeastSquaresObjective,
+        layout: ParameterLayout,
+    ) -> LinearModel:
+        """The residuals' linear model behind the chosen solver."""
+        options = self.options
+        scale: ScaleOf = lambda squares: self._scale(squares, layout)  # noqa: E731
+        if choice.solver == "dense":
+            return DenseModel(objective, theta, scale)
+        if choice.solver == "dual":
+            return DualModel(objective, theta, residuals, scale)
+        limits = (options.iterations, options.linear_tolerance, options.memory_mib)
+        return IterativeModel(objective, theta, residuals, scale, *limits)
 
     def _try(
         self,
         theta: Tensor,
-        triangle: Tensor,
+        model: LinearModel,
         residuals: Tensor,
         damping: float,
-        scale: Tensor,
         objective: LeastSquaresObjective,
     ) -> _Trial:
         """Solve with one damping and evaluate where it leads, unless the curvature forbids it."""
-        system = DampedSystem.of(triangle, damping, scale)
+        system = model.damped(damping)
         step = system.step()
         move, evaluations = step, 1
         if self.options.geodesic:
             second = self._second_derivative(theta, step, residuals, objective)
-            acceleration = system.newton(objective.transposed_product(theta, second))
-            ratio = 2 * (scale * acceleration).norm() / (scale * step).norm()
-            evaluations += 3
+            acceleration = system.correction(second)
+            ratio = 2 * (model.scale * acceleration).norm() / (model.scale * step).norm()
+            evaluations += 2 + system.evaluations
             if not float(ratio) <= self.options.acceleration_limit:
                 return _Trial(theta, math.inf, 0.0, evaluations - 1)
             move = step + 0.5 * acceleration
         there = theta + move
-        linear = triangle[:, :-1] @ step + triangle[:, -1]  # of the norm of J d + r
-        fall = triangle[:, -1].square().sum() - linear.square().sum()
+        fall = model.loss - model.remaining(step)
         loss, predicted = torch.stack([objective.loss(there), fall]).tolist()
         return _Trial(there, loss if math.isfinite(loss) else math.inf, predicted, evaluations)
 
@@ -256,6 +280,27 @@ class LevenbergMarquardt(Optimiser):
             stalled += 1
         new = _state(theta, damping, reference, stalled, int(state["iteration"]) + 1)
         return new, StopReason.NO_PROGRESS if stalled >= self.options.patience else None
+
+
+def _notes(
+    choice: SolverChoice,
+    options: LevenbergMarquardtOptions,
+    model: LinearModel,
+    rows: int,
+    columns: int,
+) -> tuple[str, ...]:
+    """What the user should know of the linear systems, said at the first step of a level."""
+    notes, full = [], min(rows, columns)
+    rank = model.rank()
+    if rows < columns:
+        notes.append(NOTE_WIDE.format(rows=rows, columns=columns, solver=choice.solver))
+    if options.solver == "auto" and choice.solver == "iterative":
+        limit = options.memory_mib
+        mib, direct = choice.direct_mib, choice.direct
+        notes.append(NOTE_MEMORY.format(direct=direct, mib=mib, columns=columns, limit=limit))
+    if rank is not None and rank < full:
+        notes.append(NOTE_RANK.format(rank=rank, full=full))
+    return tuple(notes)
 
 
 def _state(like: Tensor, damping: float, reference: float, stalled: int, iteration: int) -> State:

@@ -12,12 +12,11 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from kanpinn.optimisers.linear_models import SLAB
 from kanpinn.training.parallel import ordered_map
 
 S = TypeVar("S")
 T = TypeVar("T")
-
-SLAB = 4  # rows of a slab per column: stacking triangles then costs little beside the slabs
 
 
 def tree_sum(items: Iterable[Sequence[Tensor]]) -> list[Tensor]:

@@ -3,12 +3,14 @@
 Points do not interact. With a layer's features ``F`` and the derivatives ``G`` of a point's
 residual with respect to the layer's outputs, the derivatives with respect to the coefficients are
 the outer product ``sum_k G[k, i, o] F[k, i, f]`` at every point ``i``. What joins several points
-(periodicity, jumps, mean values) adds their rows.
+(periodicity, jumps, mean values) adds their rows. Products with the Jacobian contract ``F`` and
+``G`` with a vector instead, and never make the outer product.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,14 +22,152 @@ from kanpinn.optimisers import ParameterLayout
 from kanpinn.residuals import ResidualBlock, System, evaluate_rows
 
 
-def rows_with_jacobian(
+@dataclass(frozen=True)
+class Outer:
+    """Columns of a parameter ``(out, f)`` that is contracted with features.
+
+    Attributes:
+        where: its place in the flat vector.
+        features: ``F`` ``(K, n, f)``.
+        adjoints: ``G`` ``(K, n, out)``, one for every equation.
+    """
+
+    where: slice
+    features: Tensor
+    adjoints: tuple[Tensor, ...]
+
+    @property
+    def numbers(self) -> int:
+        """How many it holds."""
+        return self.features.numel() + sum(adjoint.numel() for adjoint in self.adjoints)
+
+    def dense(self) -> list[Tensor]:
+        """The columns ``(n, out * f)``, for every equation."""
+        across = self.features.transpose(0, 1)
+        return [torch.bmm(g.permute(1, 2, 0), across).flatten(1) for g in self.adjoints]
+
+    def product(self, v: Tensor) -> Tensor:
+        """Of the columns with ``v`` ``(out * f,)``, ``(n, m)``."""
+        out = self.features @ v.view(-1, self.features.shape[-1]).mT
+        return torch.stack([(g * out).sum((0, 2)) for g in self.adjoints], -1)
+
+    def transposed(self, u: Tensor) -> Tensor:
+        """Of the columns with ``u`` ``(n, m)``, ``(out * f,)``."""
+        parts = [u[:, e, None] * g for e, g in enumerate(self.adjoints)]
+        weighted = sum(parts[1:], parts[0])
+        return (weighted.flatten(0, 1).mT @ self.features.flatten(0, 1)).flatten()
+
+    def compact(self) -> Part:
+        """The same, as columns where these are fewer numbers."""
+        equations, points = len(self.adjoints), self.features.shape[1]
+        if equations * points * (self.where.stop - self.where.start) > self.numbers:
+            return self
+        return Columns(self.where, tuple(self.dense()))
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Columns that are held as they are.
+
+    Attributes:
+        where: the parameter's place in the flat vector.
+        values: ``(n, size)``, one for every equation.
+    """
+
+    where: slice
+    values: tuple[Tensor, ...]
+
+    @property
+    def numbers(self) -> int:
+        """How many it holds."""
+        return sum(values.numel() for values in self.values)
+
+    def dense(self) -> Sequence[Tensor]:
+        """The columns, for every equation."""
+        return self.values
+
+    def product(self, v: Tensor) -> Tensor:
+        """Of the columns with ``v`` ``(size,)``, ``(n, m)``."""
+        return torch.stack([values @ v for values in self.values], -1)
+
+    def transposed(self, u: Tensor) -> Tensor:
+        """Of the columns with ``u`` ``(n, m)``, ``(size,)``."""
+        parts = [values.mT @ u[:, e] for e, values in enumerate(self.values)]
+        return sum(parts[1:], parts[0])
+
+    def compact(self) -> Part:
+        """Itself."""
+        return self
+
+
+Part = Outer | Columns
+
+
+@dataclass(frozen=True)
+class ChunkJacobian:
+    """The Jacobian of a chunk's rows, by the parameters it consists of.
+
+    Attributes:
+        parts: by parameter; several of one parameter, at several sites, add up.
+        n_points: of the chunk.
+        n_equations: m.
+        group: points whose derivatives add up to one row.
+        n_parameters: length of the flat vector.
+    """
+
+    parts: tuple[Part, ...]
+    n_points: int
+    n_equations: int
+    group: int
+    n_parameters: int
+
+    @property
+    def numbers(self) -> int:
+        """How many are held."""
+        return sum(part.numbers for part in self.parts)
+
+    def compact(self) -> ChunkJacobian:
+        """The same in as few numbers as may be."""
+        parts = tuple(part.compact() for part in self.parts)
+        sizes = (self.n_points, self.n_equations, self.group, self.n_parameters)
+        return ChunkJacobian(parts, *sizes)
+
+    def dense(self, like: Tensor) -> Tensor:
+        """The whole, ``(rows, m, n)``, of the type of ``like``."""
+        whole = like.new_zeros(self.n_points, self.n_equations, self.n_parameters)
+        for part in self.parts:
+            for equation, columns in enumerate(part.dense()):
+                whole[:, equation, part.where] += columns
+        # The sum's derivative has the mean's 1 / group already.
+        grouped = whole.reshape(-1, self.group, *whole.shape[1:])
+        return grouped.sum(1) if self.group > 1 else whole
+
+    def product(self, v: Tensor) -> Tensor:
+        """With ``v`` ``(n,)``, ``(rows, m)``."""
+        whole = v.new_zeros(self.n_points, self.n_equations)
+        for part in self.parts:
+            whole += part.product(v[part.where])
+        if self.group > 1:
+            whole = whole.reshape(-1, self.group, self.n_equations).sum(1)
+        return whole
+
+    def transposed(self, u: Tensor) -> Tensor:
+        """Of the transpose with ``u`` ``(rows, m)``, ``(n,)``."""
+        u = u.repeat_interleave(self.group, 0) if self.group > 1 else u
+        result = u.new_zeros(self.n_parameters)
+        for part in self.parts:
+            result[part.where] += part.transposed(u)
+        return result
+
+
+def linearise_rows(
     block: ResidualBlock,
     system: System,
     points: Sequence[Points],
     prepared: Sequence[Mapping[str, Prepared]],
     layout: ParameterLayout,
-) -> tuple[Tensor, Tensor]:
-    """Residual rows ``(n, m)`` and their derivatives ``(n, m, layout.total)``.
+) -> tuple[Tensor, ChunkJacobian]:
+    """Residual rows ``(n, m)`` and their derivatives.
 
     Args:
         block: the residual, with ``m`` equations.
@@ -38,50 +178,47 @@ def rows_with_jacobian(
     """
     tape = Tape()
     rows = evaluate_rows(block, system, points, prepared, tape)
-    jacobian = rows.new_zeros(len(points[0]), rows.shape[1], layout.total)
-    for equation in range(rows.shape[1]):
-        last = equation == rows.shape[1] - 1
-        _fill(jacobian[:, equation], rows[:, equation].sum(), tape, system, layout, not last)
-    if block.group > 1:
-        # The sum's derivative has the mean's 1 / group already.
-        jacobian = jacobian.reshape(-1, block.group, *jacobian.shape[1:]).sum(1)
-    return rows.detach(), jacobian
+    adjoints = list(_adjoints(rows, tape))
+    parts = tuple(_parts(tape, adjoints, system, layout.slices()))
+    sizes = (len(points[0]), rows.shape[1], block.group, layout.total)
+    return rows.detach(), ChunkJacobian(parts, *sizes)
 
 
-def _fill(
-    jacobian: Tensor,
-    total: Tensor,
-    tape: Tape,
-    system: System,
-    layout: ParameterLayout,
-    retain: bool,
-) -> None:
-    """Add the derivatives of one equation at every point to ``jacobian``, ``(n, parameters)``."""
-    where = layout.slices()
-    for name, columns in _columns(total, tape, system, retain):
-        if name in where:
-            jacobian[:, where[name]] += columns
-
-
-def _columns(
-    total: Tensor, tape: Tape, system: System, retain: bool
-) -> Sequence[tuple[str, Tensor]]:
+def _adjoints(rows: Tensor, tape: Tape) -> Iterator[list[Tensor]]:
+    """Derivatives with respect to all leaves of the tape, for every equation."""
     leaves = [leaf for record in tape.layers for leaf in _leaves(record)]
     leaves += tape.scalars.values()
-    found = torch.autograd.grad(total, leaves, retain_graph=retain, allow_unused=True)
-    adjoints = iter(
-        torch.zeros_like(leaf) if g is None else g for leaf, g in zip(leaves, found, strict=True)
-    )
-    columns = []
+    for equation in range(rows.shape[1]):
+        total, last = rows[:, equation].sum(), equation == rows.shape[1] - 1
+        found = torch.autograd.grad(total, leaves, retain_graph=not last, allow_unused=True)
+        pairs = zip(leaves, found, strict=True)
+        yield [torch.zeros_like(leaf) if g is None else g for leaf, g in pairs]
+
+
+def _parts(
+    tape: Tape, adjoints: Sequence[Sequence[Tensor]], system: System, where: Mapping[str, slice]
+) -> Iterator[Part]:
+    """What the parameters in ``where`` have to do with the rows."""
+    by_leaf = iter(zip(*adjoints, strict=True))
     for record in tape.layers:
-        output = next(adjoints)
-        copies = {name: next(adjoints) for name in record.copies}
+        outputs = next(by_leaf)
+        copies = {name: next(by_leaf) for name in record.copies}
         layer = system.parts[record.part].network.chain[record.number]
         group = f"{record.part}.layer{record.number}"
-        for name, values in layer.jacobian(record.features, output, copies).items():
-            columns.append((f"{group}.{name}", values))
-    columns += [(f"scalars.{name}", next(adjoints)[:, None]) for name in tape.scalars]
-    return columns
+        for name, features in layer.contracted(record.features).items():
+            if f"{group}.{name}" in where:
+                yield Outer(where[f"{group}.{name}"], features, outputs)
+        each = [
+            layer.columns(output, {name: copies[name][e] for name in copies})
+            for e, output in enumerate(outputs)
+        ]
+        for name in each[0]:
+            if f"{group}.{name}" in where:
+                yield Columns(where[f"{group}.{name}"], tuple(found[name] for found in each))
+    for name in tape.scalars:
+        values = tuple(adjoint[:, None] for adjoint in next(by_leaf))
+        if f"scalars.{name}" in where:
+            yield Columns(where[f"scalars.{name}"], values)
 
 
 def _leaves(record: LayerRecord) -> list[Tensor]:

@@ -19,7 +19,8 @@ from kanpinn.optimisers import ParameterLayout
 from kanpinn.residuals import ResidualBlock, System, evaluate_rows, required_jets
 from kanpinn.sampling import QUADRATURE
 from kanpinn.training.accumulate import tree_sum, triangular_factor
-from kanpinn.training.jacobian import rows_with_jacobian
+from kanpinn.training.jacobian import ChunkJacobian, Columns, linearise_rows
+from kanpinn.training.linearisation import ChunkedJacobian
 from kanpinn.training.smoothing import Penalty
 
 CHUNK_BYTES = 2**21  # of the widest layer's non-zero features: these then stay in a core's cache
@@ -221,14 +222,7 @@ class SystemObjective:
     def residuals(self, theta: Tensor) -> Tensor:
         """The residuals ``(N,)`` at ``theta`` whose sum of squares is the loss."""
         self.pack.write(theta)
-        with torch.no_grad():
-            parts = (
-                self._scale(data, chunk, rows) * rows
-                for data, chunk in self._chunks()
-                for rows in (evaluate_rows(data.block, self.system, chunk.points, chunk.prepared),)
-            )
-            penalty = [] if self.penalty is None else [self.penalty.rows()]
-            return torch.cat([*(part.reshape(-1) for part in parts), *penalty])
+        return torch.cat(list(self._residual_parts()))
 
     def jacobian_rows(self, theta: Tensor) -> Iterator[Tensor]:
         """Pieces ``(any, n + 1)`` of ``[J | r]``, the Jacobian beside the residuals."""
@@ -236,6 +230,31 @@ class SystemObjective:
         yield from map(self._jacobian_piece, self._chunks())
         if self.penalty is not None:
             yield self.penalty.jacobian_piece(self.pack.layout)
+
+    def linearise(
+        self, theta: Tensor, memory: float
+    ) -> ChunkedJacobian[tuple[BlockData, Chunk] | Penalty]:
+        """``J`` at ``theta`` by its products, keeping at most ``memory`` bytes for them."""
+        theta = theta.detach().clone()
+
+        def one(piece: tuple[BlockData, Chunk] | Penalty) -> tuple[Tensor, ChunkJacobian]:
+            if isinstance(piece, Penalty):
+                return self._linearised_penalty(piece)
+            _, scale, jacobian = self._linearised(piece)
+            return scale, jacobian
+
+        self.pack.write(theta)
+        sizes = [len(part) for part in self._residual_parts()]
+        penalty = [] if self.penalty is None else [self.penalty]
+        return ChunkedJacobian(
+            chunks=[*self._chunks(), *penalty],
+            sizes=sizes,
+            linearise=one,
+            move=lambda: self.pack.write(theta),
+            shapes=[tuple(p.shape) for p in self.pack.parameters.values()],
+            memory=memory,
+            workers=self.workers,
+        )
 
     def transposed_product(self, theta: Tensor, u: Tensor) -> Tensor:
         """``J^T u`` ``(n,)`` for ``u`` of the shape of the residuals, ``(N,)``."""
@@ -267,13 +286,34 @@ class SystemObjective:
 
     def _jacobian_piece(self, piece: tuple[BlockData, Chunk]) -> Tensor:
         """``[J | r]`` of one chunk, ``(any, n + 1)``, at the parameters as they stand."""
+        rows, scale, jacobian = self._linearised(piece)
+        joined = torch.cat([jacobian.dense(rows), rows[..., None]], -1) * scale[..., None]
+        return joined.flatten(0, 1)
+
+    def _linearised(self, piece: tuple[BlockData, Chunk]) -> tuple[Tensor, Tensor, ChunkJacobian]:
+        """Rows of one chunk, the factors that weigh them, and their Jacobian without these."""
         data, chunk = piece
-        rows, jacobian = rows_with_jacobian(
+        rows, jacobian = linearise_rows(
             data.block, self.system, chunk.points, chunk.prepared, self.pack.layout
         )
-        scale = self._scale(data, chunk, rows)
-        joined = torch.cat([jacobian, rows[..., None]], -1) * scale[..., None]
-        return joined.flatten(0, 1)
+        return rows, self._scale(data, chunk, rows), jacobian
+
+    def _linearised_penalty(self, penalty: Penalty) -> tuple[Tensor, ChunkJacobian]:
+        """Factors of one ``(rows, 1)``, and the Jacobian of the penalty's rows."""
+        columns = penalty.jacobian_piece(self.pack.layout)[:, :-1]
+        count, total = columns.shape
+        parts = (Columns(slice(0, total), (columns,)),)
+        return columns.new_ones(count, 1), ChunkJacobian(parts, count, 1, 1, total)
+
+    def _residual_parts(self) -> Iterator[Tensor]:
+        """The residuals of every chunk ``(any,)`` and of the penalty, at the parameters now."""
+        for data, chunk in self._chunks():
+            with torch.no_grad():
+                rows = evaluate_rows(data.block, self.system, chunk.points, chunk.prepared)
+                yield (self._scale(data, chunk, rows) * rows).reshape(-1)
+        if self.penalty is not None:
+            with torch.no_grad():
+                yield self.penalty.rows()
 
     def _chunks(self) -> Iterator[tuple[BlockData, Chunk]]:
         """All chunks of the full batch."""

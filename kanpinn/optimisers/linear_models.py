@@ -1,0 +1,380 @@
+"""The linear model ``r + J d`` of residuals, and its damped minimisers by three linear solvers.
+
+All solve ``min |J d + r|^2 + lambda |D d|^2`` for as many ``lambda`` as a step tries. What they
+hold differs: a triangle of ``n^2`` numbers (dense), the ``N`` rows of the Jacobian (dual), or
+nothing but what its products take (iterative).
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import scipy.linalg
+import torch
+from torch import Tensor
+
+from kanpinn.optimisers.base import LeastSquaresObjective
+from kanpinn.optimisers.lsqr import lsqr
+
+Solver = Literal["dense", "dual", "iterative"]
+
+MIB = 2.0**20
+SLAB = 4  # rows of a slab per column: stacking triangles then costs little beside the slabs
+# Measured, as far as they are not plain: peaks beside those of a small run.
+SLAB_COPIES = 1.5  # of a slab: its pieces, the slab, its factorisation
+TRIANGLES = 6  # of n^2 numbers: the factor, those it is reduced from, the step's
+DUAL_COPIES = 4  # of the Jacobian: its pieces, the whole, the orthogonal factor, its workspace
+DUAL_TRIANGLES = 8  # of N^2 numbers
+BLOCK = 64  # most columns that are orthogonalised against each other in front of the iteration
+BLOCK_COPIES = 4  # of the blocks' squares: their sums, the factor, its inverse
+ITERATION_VECTORS = 8  # of N + n numbers
+JITTER = 1e-14  # of a block's diagonal
+
+
+def dense_numbers(rows: int, columns: int, workers: int = 1) -> float:
+    """Numbers that the dense solver holds at most."""
+    slab = min(SLAB * columns, rows) * columns
+    return SLAB_COPIES * slab * workers + TRIANGLES * float(columns) ** 2
+
+
+def dual_numbers(rows: int, columns: int) -> float:
+    """Numbers that the dual solver holds at most."""
+    return DUAL_COPIES * float(rows) * columns + DUAL_TRIANGLES * float(rows) ** 2
+
+
+def iterative_numbers(rows: int, columns: int) -> float:
+    """Numbers that the iterative solver holds beside what the linearisation keeps."""
+    return BLOCK_COPIES * BLOCK * float(columns) + ITERATION_VECTORS * float(rows + columns)
+
+
+@dataclass(frozen=True)
+class SolverChoice:
+    """A linear solver, and what the direct one of these sizes would hold.
+
+    Attributes:
+        solver: the choice.
+        direct: the direct solver of the smaller system, ``dense`` or ``dual``.
+        direct_mib: what that one takes.
+    """
+
+    solver: Solver
+    direct: Solver
+    direct_mib: float
+
+
+def choose_solver(
+    wanted: Literal["auto", "dense", "dual", "iterative"],
+    memory_mib: float,
+    rows: int,
+    columns: int,
+    itemsize: int,
+) -> SolverChoice:
+    """The solver of ``rows`` residuals in ``columns`` parameters, by sizes and options alone.
+
+    ``auto``: the dual one for fewer rows than columns and the dense one otherwise, where that fits
+    into ``memory_mib`` (with one worker); the iterative one where it does not.
+    """
+    direct: Solver = "dual" if rows < columns else "dense"
+    if wanted in ("dense", "dual"):
+        direct = wanted
+    numbers = (dual_numbers if direct == "dual" else dense_numbers)(rows, columns)
+    mib = numbers * itemsize / MIB
+    chosen: Solver = direct
+    if wanted == "iterative" or (wanted == "auto" and mib > memory_mib):
+        chosen = "iterative"
+    return SolverChoice(chosen, direct, mib)
+
+
+@dataclass(frozen=True)
+class DampedSystem:
+    """``min |J d + r|^2 + lambda |D d|^2``, from the triangle of ``[J | r]``.
+
+    Attributes:
+        factor: triangle of ``[[J, r], [sqrt(lambda) D, 0]]``, ``(n + 1, n + 1)``.
+    """
+
+    factor: Tensor
+
+    @classmethod
+    def of(cls, triangle: Tensor, damping: float, scale: Tensor) -> DampedSystem:
+        """From the triangle ``(any, n + 1)``, ``lambda`` and the diagonal ``D`` ``(n,)``."""
+        below = torch.diag(scale * math.sqrt(damping))
+        below = torch.cat([below, below.new_zeros(len(scale), 1)], 1)
+        return cls(torch.linalg.qr(torch.cat([triangle, below]), mode="r").R)
+
+    def step(self) -> Tensor:
+        """The minimiser ``d`` ``(n,)``."""
+        n = self.factor.shape[1] - 1
+        square, right = self.factor[:n, :n], self.factor[:n, n:]
+        return -torch.linalg.solve_triangular(square, right, upper=True)[:, 0]
+
+    def newton(self, gradient: Tensor) -> Tensor:
+        """``-(J^T J + lambda D^2)^-1 gradient``, ``(n,)``."""
+        n = self.factor.shape[1] - 1
+        square = self.factor[:n, :n]
+        half = torch.linalg.solve_triangular(square.mT, gradient[:, None], upper=False)
+        return -torch.linalg.solve_triangular(square, half, upper=True)[:, 0]
+
+
+class DampedModel(ABC):
+    """The model with one damping.
+
+    Attributes:
+        evaluations: of the objective, that a correction takes.
+    """
+
+    evaluations: ClassVar[int] = 0
+
+    @abstractmethod
+    def step(self) -> Tensor:
+        """``argmin |J d + r|^2 + lambda |D d|^2``, ``(n,)``."""
+
+    @abstractmethod
+    def correction(self, second: Tensor) -> Tensor:
+        """The same with ``second`` ``(N,)`` in the place of ``r``: the geodesic acceleration."""
+
+
+class LinearModel(ABC):
+    """``r + J d`` at one ``theta``.
+
+    Attributes:
+        loss: ``|r|^2``, 0-d.
+        gradient: of the loss, ``2 J^T r`` ``(n,)``.
+        scale: the diagonal ``D`` ``(n,)``.
+    """
+
+    solver: ClassVar[Solver]
+    loss: Tensor
+    gradient: Tensor
+    scale: Tensor
+
+    @abstractmethod
+    def damped(self, damping: float) -> DampedModel:
+        """The model with a damping ``lambda``."""
+
+    @abstractmethod
+    def remaining(self, step: Tensor) -> Tensor:
+        """``|J d + r|^2`` of a step ``d`` ``(n,)``, 0-d."""
+
+    def rank(self) -> int | None:
+        """Numerical rank of ``J``; ``None`` where no triangle tells it."""
+        return None
+
+
+ScaleOf = Callable[[Tensor], Tensor]  # squares of the columns' norms (n,) to the diagonal D (n,)
+
+
+class DenseModel(LinearModel):
+    """From the triangle of ``[J | r]``: ``O(n^2)`` numbers, ``O(n^3)`` work a damping."""
+
+    solver = "dense"
+
+    def __init__(self, objective: LeastSquaresObjective, theta: Tensor, scale_of: ScaleOf) -> None:
+        self.triangle = objective.triangle(theta)
+        squares = self.triangle.square().sum(0)  # (n + 1,)
+        self.loss = squares[-1]
+        self.gradient = 2 * (self.triangle[:, :-1].mT @ self.triangle[:, -1])
+        self.scale = scale_of(squares[:-1])
+        self.pull = lambda u: objective.transposed_product(theta, u)
+
+    def damped(self, damping: float) -> DampedModel:
+        """See the base class."""
+        return _DenseDamped(DampedSystem.of(self.triangle, damping, self.scale), self.pull)
+
+    def remaining(self, step: Tensor) -> Tensor:
+        """See the base class."""
+        return (self.triangle[:, :-1] @ step + self.triangle[:, -1]).square().sum()
+
+    def rank(self) -> int:
+        """See the base class."""
+        return numerical_rank(self.triangle[:, :-1])
+
+
+@dataclass(frozen=True)
+class _DenseDamped(DampedModel):
+    evaluations: ClassVar[int] = 1
+
+    system: DampedSystem
+    pull: Callable[[Tensor], Tensor]
+
+    def step(self) -> Tensor:
+        return self.system.step()
+
+    def correction(self, second: Tensor) -> Tensor:
+        return self.system.newton(self.pull(second))
+
+
+class DualModel(LinearModel):
+    """From the ``N`` rows of ``J``, for ``N < n``: ``O(N n)`` numbers and ``O(N^2 n)`` work.
+
+    The minimiser of ``|J D^-1 y + r|^2 + lambda |y|^2`` lies in the span of the rows. With
+    ``(J D^-1)^T = Q R`` it is ``Q w``, ``w`` the minimiser of ``|R^T w + r|^2 + lambda |w|^2``: a
+    system of N unknowns, solved by QR like the dense one. That is the Woodbury form without
+    ``J J^T``, which would square the condition number and lose half the digits.
+    """
+
+    solver = "dual"
+
+    def __init__(
+        self, objective: LeastSquaresObjective, theta: Tensor, residuals: Tensor, scale_of: ScaleOf
+    ) -> None:
+        jacobian = torch.cat([piece[:, :-1] for piece in objective.jacobian_rows(theta)])
+        self.residuals, self.loss = residuals, residuals.square().sum()
+        self.gradient = 2 * (jacobian.mT @ residuals)
+        self.scale = scale_of(jacobian.square().sum(0))
+        self.basis, upper = torch.linalg.qr((jacobian / self.scale).mT)  # (n, N), (N, N)
+        self.rows = upper.mT
+
+    def damped(self, damping: float) -> DampedModel:
+        """See the base class."""
+        joined = torch.cat([self.rows, self.residuals[:, None]], 1)
+        units = self.scale.new_ones(self.rows.shape[1])
+        return _DualDamped(self, DampedSystem.of(joined, damping, units))
+
+    def remaining(self, step: Tensor) -> Tensor:
+        """See the base class."""
+        return (self.rows @ (self.basis.mT @ (self.scale * step)) + self.residuals).square().sum()
+
+    def rank(self) -> int:
+        """See the base class."""
+        return numerical_rank(self.rows)
+
+
+@dataclass(frozen=True)
+class _DualDamped(DampedModel):
+    model: DualModel
+    system: DampedSystem
+
+    def step(self) -> Tensor:
+        return (self.model.basis @ self.system.step()) / self.model.scale
+
+    def correction(self, second: Tensor) -> Tensor:
+        gradient = self.model.rows.mT @ second
+        return (self.model.basis @ self.system.newton(gradient)) / self.model.scale
+
+
+class IterativeModel(LinearModel):
+    """From products with ``J`` and ``J^T``: LSQR on blocks of columns made orthogonal.
+
+    In front of the iteration stands ``P``, the inverse triangles of the blocks
+    ``J_b^T J_b + lambda D_b^2`` on the diagonal: ``d = P z``. Steps are inexact, so they predict a
+    smaller fall than the exact ones, yet never a rise.
+
+    Args:
+        objective: gives the linearisation.
+        theta: where.
+        residuals: there.
+        scale_of: the diagonal ``D`` from the columns' squares.
+        iterations: of LSQR, at most.
+        tolerance: of LSQR.
+        memory_mib: what the linearisation may keep from product to product.
+    """
+
+    solver = "iterative"
+
+    def __init__(
+        self,
+        objective: LeastSquaresObjective,
+        theta: Tensor,
+        residuals: Tensor,
+        scale_of: ScaleOf,
+        iterations: int,
+        tolerance: float,
+        memory_mib: float,
+    ) -> None:
+        self.linear = objective.linearise(theta, memory_mib * MIB)
+        self.residuals, self.loss = residuals, residuals.square().sum()
+        self.gradient = 2 * self.linear.transposed(residuals)
+        self.squares = self.linear.block_squares(BLOCK)
+        diagonals = [block.diagonal(dim1=1, dim2=2).reshape(-1) for block in self.squares]
+        self.scale = scale_of(torch.cat(diagonals))
+        self.iterations, self.tolerance = iterations, tolerance
+
+    def damped(self, damping: float) -> DampedModel:
+        """See the base class."""
+        return _IterativeDamped(self, damping, Preconditioner.of(self.squares, damping, self.scale))
+
+    def remaining(self, step: Tensor) -> Tensor:
+        """See the base class."""
+        return (self.linear.product(step) + self.residuals).square().sum()
+
+
+@dataclass(frozen=True)
+class _IterativeDamped(DampedModel):
+    model: IterativeModel
+    damping: float
+    front: Preconditioner
+
+    def step(self) -> Tensor:
+        return self.correction(self.model.residuals)
+
+    def correction(self, second: Tensor) -> Tensor:
+        model, count = self.model, len(second)
+        below = model.scale * math.sqrt(self.damping)
+
+        def product(z: Tensor) -> Tensor:
+            d = self.front.apply(z)
+            return torch.cat([model.linear.product(d), below * d])
+
+        def transposed(u: Tensor) -> Tensor:
+            return self.front.transposed(model.linear.transposed(u[:count]) + below * u[count:])
+
+        right = torch.cat([-second, torch.zeros_like(below)])
+        found = lsqr(product, transposed, right, model.iterations, model.tolerance)
+        return self.front.apply(found.x)
+
+
+@dataclass(frozen=True)
+class Preconditioner:
+    """``P``, block diagonal: inverse triangles ``L^-T`` of ``J_b^T J_b + lambda D_b^2 = L L^T``.
+
+    Attributes:
+        inverses: ``L^-1`` of neighbouring blocks of one size, ``(count, size, size)``, in the order
+            of the parameters.
+    """
+
+    inverses: tuple[Tensor, ...]
+
+    @classmethod
+    def of(cls, squares: Sequence[Tensor], damping: float, scale: Tensor) -> Preconditioner:
+        """From ``J_b^T J_b`` of all blocks, ``lambda`` and the diagonal ``D`` ``(n,)``."""
+        inverses, start = [], 0
+        for square in squares:
+            count, size, _ = square.shape
+            own = scale[start : start + count * size].view(count, size)
+            start += count * size
+            diagonal = square.diagonal(dim1=1, dim2=2)
+            added = damping * own.square() + JITTER * diagonal
+            factor = torch.linalg.cholesky_ex(square + torch.diag_embed(added)).L
+            units = torch.eye(size, dtype=square.dtype, device=square.device).expand_as(square)
+            inverse = torch.linalg.solve_triangular(factor, units, upper=False)
+            broken = ~torch.isfinite(inverse).all(-1).all(-1)[:, None, None]
+            plain = torch.diag_embed((diagonal + added).clamp_min(JITTER).rsqrt())
+            inverses.append(torch.where(broken, plain, inverse))
+        return cls(tuple(inverses))
+
+    def apply(self, z: Tensor) -> Tensor:
+        """``P z`` ``(n,)``."""
+        return self._each(z, [inverse.mT for inverse in self.inverses])
+
+    def transposed(self, d: Tensor) -> Tensor:
+        """``P^T d`` ``(n,)``."""
+        return self._each(d, self.inverses)
+
+    def _each(self, vector: Tensor, matrices: Sequence[Tensor]) -> Tensor:
+        sizes = [matrix.shape[0] * matrix.shape[1] for matrix in matrices]
+        parts = zip(matrices, vector.split(sizes), strict=True)
+        return torch.cat([(m @ v.view(len(m), -1, 1)).reshape(-1) for m, v in parts])
+
+
+def numerical_rank(matrix: Tensor) -> int:
+    """Rank up to round-off, by QR with column pivoting of a square matrix ``(n, n)``."""
+    values = matrix.detach().cpu().numpy()
+    (upper,) = scipy.linalg.qr(values, mode="r", pivoting=True, check_finite=False)[:1]
+    sizes = abs(upper.diagonal())
+    epsilon = torch.finfo(matrix.dtype).eps
+    return int((sizes > max(values.shape) * epsilon * sizes[:1].max(initial=0)).sum())
