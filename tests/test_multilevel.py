@@ -748,6 +748,21 @@ def test_a_start_that_is_not_finite() -> None:
     assert state.total_steps <= 4
 
 
+@pytest.mark.parametrize("phase", [adam, lbfgs, LevenbergMarquardtPhase])
+def test_a_start_that_is_not_finite_names_the_block(phase: Callable[..., Phase]) -> None:
+    class Holed(Line):
+        def residual(self, p: Site) -> Tensor:
+            return torch.where(p.x > 0.5, math.nan, super().residual(p))
+
+    recorder = Recorder()
+    state = run(Holed(), options([phase(steps=12)], log_every=1), recorder)
+    assert state.current.record.stop_reason == "non_finite"
+    (note,) = [note for note in recorder.notes if "starts with" in note]
+    assert note.startswith("level 0 starts with a loss that is not finite: residual 'equation' ")
+    first = float(note.rpartition("(")[2].rstrip(")"))
+    assert 0.5 < first <= 1.0
+
+
 @pytest.mark.parametrize("reason", ["gradient_tolerance", "no_progress"])
 def test_a_converged_phase_gives_way_to_the_next(reason: str) -> None:
     first = lbfgs(500, gradient_tolerance=1e3) if reason == "gradient_tolerance" else lbfgs(

@@ -20,7 +20,12 @@ from kanpinn.optimisers import Optimiser, StepResult, StopReason, build_optimise
 from kanpinn.residuals import System
 from kanpinn.sampling import batch_indices
 from kanpinn.training.evaluation import HeldOut, ReferenceErrors
-from kanpinn.training.objective import BlockData, ParameterPack, SystemObjective
+from kanpinn.training.objective import (
+    BlockData,
+    ParameterPack,
+    SystemObjective,
+    residual_rows,
+)
 from kanpinn.training.options import AdamPhase, Phase, TrainingOptions
 from kanpinn.training.smoothing import Penalty, Roughness
 from kanpinn.training.state import Observer, RunState, restore, snapshot
@@ -93,6 +98,8 @@ class Trainer:
         state, level = self.state, self.state.current.record.level
         if not self._has_begun():
             self._log(self._loss(), note="start")
+            if not math.isfinite(state.history[-1]["loss"]):
+                self._tell_non_finite()
         reason = StopReason.STEPS
         stages = self.options.stages
         while state.phase < len(stages):
@@ -105,6 +112,20 @@ class Trainer:
                     self._log(self._loss(), note="penalty")  # its last iterate is judged, too
             state.phase, state.step, state.optimiser = state.phase + 1, 0, {}
         return self._close(reason)
+
+    def _tell_non_finite(self) -> None:
+        """Say which blocks are not finite where a level starts, and at how many points."""
+        level = self.state.current.record.level
+        for data in self.context.data:
+            rows = residual_rows(data, self.context.system)
+            wrong = ~torch.isfinite(rows).all(1)
+            if bool(wrong.any()):
+                at = data.points[0].x[int(wrong.nonzero()[0]) * data.block.group].tolist()
+                self.observer.on_note(
+                    f"level {level} starts with a loss that is not finite: "
+                    f"residual {data.block.name!r} is not in {int(wrong.sum())} of {len(rows)} "
+                    f"rows, first at ({', '.join(f'{value:g}' for value in at)})"
+                )
 
     def _run_phase(self, phase: Phase, steps: int) -> StopReason:
         pack = ParameterPack(self.context.system, phase.train)
