@@ -169,6 +169,10 @@ def test_rows_and_jacobian_against_autograd(name: str) -> None:
     torch.testing.assert_close(
         2 * objective.transposed_product(theta, r), gradient, rtol=1e-8, atol=1e-8 * size
     )
+    products, v = objective.linearise(theta, 0.0), torch.linspace(-1, 1, len(theta)).to(theta)
+    slopes = matrix[:, :-1]
+    torch.testing.assert_close(products.product(v), slopes @ v, rtol=1e-9, atol=1e-9 * scale)
+    torch.testing.assert_close(2 * products.transposed(r), gradient, rtol=1e-8, atol=1e-8 * size)
     triangle, gram = objective.triangle(theta), matrix.mT @ matrix
     assert float((triangle.mT @ triangle - gram).norm() / gram.norm()) <= 1e-13
 
