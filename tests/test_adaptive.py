@@ -123,8 +123,8 @@ def test_from_the_second_level_on() -> None:
     seen: list[bool] = []
 
     class Watched(MultilevelRun):
-        def _points(self, block, level):  # type: ignore[no-untyped-def]
-            points = super()._points(block, level)
+        def _points(self, block, level, extensions):  # type: ignore[no-untyped-def]
+            points = super()._points(block, level, extensions)
             seen.append(QUADRATURE in points[0].data)
             return points
 

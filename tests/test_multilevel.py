@@ -448,6 +448,13 @@ def test_phases_train_their_own_groups() -> None:
 # --- the same again -------------------------------------------------------------------------------
 ATTENTION = AttentionOptions(blocks=("*",), rate=0.1, decay=0.9)
 GRADED = replace(SAMPLING, grading=(Grading("x", 0.2, share=0.5),), growth=1.5)
+FEW_POINTS = options(
+    [adam(8, learning_rate=1e-3), lm(16)],
+    levels=2,
+    sampling=replace(ADAPTIVE, interior=7),
+    refine="auto",
+    log_every=1,
+)
 RUNS: dict[str, tuple[type[Problem], RunOptions]] = {
     "adam with batches and attention": (
         Inverse,
@@ -480,6 +487,7 @@ RUNS: dict[str, tuple[type[Problem], RunOptions]] = {
         ),
     ),
     "adaptive points": (Line, options([lm(3)], levels=3, sampling=ADAPTIVE)),
+    "auto, extended": (Line, FEW_POINTS),
 }
 
 
@@ -515,6 +523,16 @@ def assert_same(one: RunState, two: RunState) -> None:
 @pytest.fixture(scope="module")
 def undisturbed() -> dict[str, RunState]:
     return {name: run(problem(), chosen) for name, (problem, chosen) in RUNS.items()}
+
+
+def test_a_run_with_every_kind_of_end_is_among_them(undisturbed: dict[str, RunState]) -> None:
+    """Of ``refine: auto``: both levels extended, a phase left early, a level ended early."""
+    state = undisturbed["auto, extended"]
+    lines = [(row["level"], row["phase"]) for row in state.history]
+    assert [entry.record.extensions for entry in state.levels] == [1, 2]
+    assert lines.count((0, "extended")) == lines.count((1, "extended")) == 1
+    assert lines.count((0, "adam")) == 4 and state.total_steps < 2 * 24
+    assert state.current.record.stop_reason == "points"
 
 
 @pytest.mark.parametrize("name", RUNS)

@@ -128,6 +128,7 @@ def summarise(
         "linf": row.get("linf"),
         "heldout_residual": row.get("heldout_residual"),
         "loss": row.get("loss"),
+        "estimated_error": row.get("estimated_error"),
         "wall_s": state.elapsed,
         "n_params": level.record.n_params if level else None,
         "device": str(options.device),

@@ -10,7 +10,8 @@ from typing import Any
 
 import click
 
-WIDE = 110  # columns that all there is to say of a level takes
+WIDE = 110  # columns that the losses around a refinement take, too
+WIDER = 145  # with the estimates of the errors
 PLAIN_WIDTH = 200  # where there is no terminal, lines are for other programs: never folded
 
 
@@ -83,6 +84,11 @@ def print_levels(levels: Sequence[Mapping[str, Any]]) -> None:
     if _width() >= WIDE:
         before, after = "loss_before_prolongation", "loss_after_prolongation"
         numbers = {"before": before, "after refinement": after, **numbers}
+    if _width() >= WIDER:
+        errors = {"opt. error": "optimisation_error", "knots error": "discretisation_error"}
+        errors["est. error"] = "estimated_error"
+        known = {k: v for k, v in errors.items() if any(e.get(v) is not None for e in levels)}
+        numbers = {**numbers, **known}
     for header, key in numbers.items():
         columns[header] = [number(level.get(key), ".2e") for level in levels]
     columns["ended by"] = [str(level["stop_reason"] or "-") for level in levels]

@@ -42,6 +42,12 @@ class StopReason(StrEnum):
     """No acceptable step along the search direction, nor along the steepest descent."""
     NON_FINITE = "non_finite"
     """The loss or its gradient is not finite and the allowed restarts are used up."""
+    POINTS = "points"
+    """The held-out residual no longer follows the training residual (set by the training loop)."""
+    KNOTS = "knots"
+    """The optimisation error is below the discretisation error (set by the training loop)."""
+    OPTIMISER = "optimiser"
+    """The loss has stalled above the discretisation error (set by the training loop)."""
     INTERRUPTED = "interrupted"
     """The user stopped the run (set by the training loop)."""
 

@@ -19,6 +19,7 @@ from kanpinn.training.objective import BlockData, mean_loss, mean_square
 
 EVALUATION_CHUNK = 8192  # points at once, or fewer where what a layer makes of them fills more than
 EVALUATION_BYTES = 2**24
+SATURATION = 0.5  # of the held-out score of the level before, at most, for an estimated error
 
 
 class HeldOut:
@@ -166,6 +167,34 @@ class ReferenceErrors:
             return None
         difference = predict(system, self.x, self.fields).double() - self.exact
         return Errors(relative_l2(difference, self.exact), float(difference.abs().max()))
+
+
+class RefinementChange:
+    """``|u - v| / |u|`` at the problem's evaluation points, ``v`` the best of the level before.
+
+    The classical estimate by a finer solution: it is about the error of ``v``, and, if refinement
+    at least halved the error (saturation), a bound of that of ``u``. Whether it did is judged by
+    the held-out score: until that has halved there is no estimate, because a network that has not
+    been trained further does not differ, be it right or wrong.
+
+    Args:
+        problem: with the evaluation points.
+        coarse: the best networks of the level before.
+        score: their held-out score.
+        like: type and device of the networks.
+    """
+
+    def __init__(self, problem: Problem, coarse: System, score: float, like: Tensor) -> None:
+        self.fields, self.score = tuple(problem.fields), score
+        self.x = problem.evaluation_points().to(like)
+        self.values = predict(coarse, self.x, self.fields).double()
+
+    def evaluate(self, system: System, score: float) -> float | None:
+        """The change, ``None`` before ``score``, that of the system, has halved."""
+        if not 0.0 <= score <= SATURATION * self.score:
+            return None
+        values = predict(system, self.x, self.fields).double()
+        return relative_l2(values - self.values, values)
 
 
 def relative_l2(difference: Tensor, exact: Tensor) -> float | None:

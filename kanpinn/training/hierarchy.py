@@ -103,14 +103,18 @@ def build_hierarchy(system: System, options: TrainingOptions) -> Hierarchy:
     """The levels that ``options`` ask for, from a system on the coarsest level.
 
     Raises:
-        ConfigError: if the model has no knots and more than one level is asked for, or a
-            refinement does not fit the network's layers.
+        ConfigError: if the model has no knots and is to be refined, or a refinement does not fit
+            the network's layers.
         NestingError: later, when knots that do not nest are to be prolongated exactly.
     """
     network = first_network(system)
     if not isinstance(network, KnotNetwork) and options.levels > 1:
         raise ConfigError(
             f"training.levels: found {options.levels}; a model without knots has one level"
+        )
+    if not isinstance(network, KnotNetwork) and options.adapts:
+        raise ConfigError(
+            "training.refine: found 'auto', allowed: dyadic, because the model has no knots"
         )
     levels: list[Level] = []
     knots = network.knots if isinstance(network, KnotNetwork) else ()

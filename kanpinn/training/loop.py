@@ -19,25 +19,37 @@ from torch import Tensor
 from kanpinn.optimisers import Optimiser, StepResult, StopReason, build_optimiser
 from kanpinn.residuals import System
 from kanpinn.sampling import batch_indices
-from kanpinn.training.evaluation import HeldOut, ReferenceErrors
+from kanpinn.training.control import (
+    ErrorSplit,
+    is_due,
+    judged_lines,
+    limit_of_training,
+    points_are_few,
+    split_errors,
+    verdict,
+)
+from kanpinn.training.evaluation import HeldOut, ReferenceErrors, RefinementChange
 from kanpinn.training.objective import (
     BlockData,
     ParameterPack,
     SystemObjective,
     residual_rows,
 )
-from kanpinn.training.options import AdamPhase, Phase, TrainingOptions
+from kanpinn.training.options import AdamPhase, LevenbergMarquardtPhase, Phase, TrainingOptions
 from kanpinn.training.smoothing import Penalty, Roughness
-from kanpinn.training.state import Observer, RunState, restore, snapshot
+from kanpinn.training.state import EXTENDED, Observer, RunState, restore, snapshot
 from kanpinn.training.weighting import Weighting
 
-# Reasons of an optimiser that end a phase but not the run.
-PHASE_ENDS = (
-    StopReason.STEPS,
+SPLIT_PARAMETERS = 2000  # from here on errors are split for Levenberg-Marquardt alone
+# Reasons of an optimiser to stop.
+OPTIMISER_STOPS = (
     StopReason.GRADIENT_TOLERANCE,
     StopReason.NO_PROGRESS,
     StopReason.LINE_SEARCH_FAILED,
 )
+# Reasons that end a phase but not the level, and those that end a level but not the run.
+PHASE_ENDS = (StopReason.STEPS, StopReason.OPTIMISER, *OPTIMISER_STOPS)
+LEVEL_ENDS = (*PHASE_ENDS, StopReason.POINTS, StopReason.KNOTS)
 
 
 @dataclass
@@ -49,6 +61,7 @@ class LevelContext:
         data: residual blocks with their points.
         held_out: judges iterates.
         errors: against the reference.
+        change: since the level before, where it is asked for.
         seed: of mini-batches.
         workers: threads that share the Jacobian.
         roughness: what a penalty weighs, if there is one.
@@ -58,6 +71,7 @@ class LevelContext:
     data: tuple[BlockData, ...]
     held_out: HeldOut
     errors: ReferenceErrors
+    change: RefinementChange | None
     seed: int
     workers: int = 1
     roughness: Roughness | None = None
@@ -100,12 +114,17 @@ class Trainer:
             self._log(self._loss(), note="start")
             if not math.isfinite(state.history[-1]["loss"]):
                 self._tell_non_finite()
+        extended = sum(row["phase"] == EXTENDED for row in state.history)
+        if extended < state.current.record.extensions:
+            self._log(self._loss(), note=EXTENDED)
         reason = StopReason.STEPS
         stages = self.options.stages
         while state.phase < len(stages):
             phase, _ = stages[state.phase]
             if phase.steps_on(level):
                 reason = self._run_phase(phase, phase.steps_on(level))
+                if reason in OPTIMISER_STOPS and not self._phases_left():
+                    reason = self._limit(reason)
                 if reason not in PHASE_ENDS:
                     break
                 if self.context.roughness and state.history[-1]["step"] != state.total_steps:
@@ -133,8 +152,11 @@ class Trainer:
         theta = pack.read()
         self.weighting.start()
         if not self.state.optimiser:
-            self.state.optimiser = optimiser.init(theta, pack.layout, steps)
+            self.state.optimiser = self._fresh(optimiser, theta, pack, steps)
         while self.state.step < steps:
+            limit = self._judge()
+            if limit is not None:
+                return limit
             if self._update_weights(pack):
                 self.state.optimiser = optimiser.refresh(theta, self.state.optimiser, pack.layout)
             objective = self._objective(phase, pack)
@@ -144,10 +166,7 @@ class Trainer:
             reason = self._after_step(optimiser, result, objective.batch is not None)
             if reason is StopReason.NON_FINITE and self._restart():
                 theta, reason = pack.read(), None
-                fresh = optimiser.init(theta, pack.layout, steps)
-                if "step" in fresh:  # the learning-rate schedule goes on where it was
-                    fresh["step"] = self.state.optimiser["step"]
-                self.state.optimiser = fresh
+                self.state.optimiser = self._fresh(optimiser, theta, pack, steps)
             if reason is not None:
                 return reason
         return StopReason.STEPS
@@ -165,6 +184,49 @@ class Trainer:
         for note in notes:
             self.observer.on_note(f"step {self.state.total_steps}: {note}")
         return changed
+
+    def _fresh(
+        self, optimiser: Optimiser, theta: Tensor, pack: ParameterPack, steps: int
+    ) -> dict[str, Tensor]:
+        """A new state of the optimiser; its learning-rate schedule stands where the phase does."""
+        fresh = optimiser.init(theta, pack.layout, steps)
+        if "step" in fresh:
+            fresh["step"] = torch.full_like(fresh["step"], self.state.step)
+        return fresh
+
+    def _judge(self) -> StopReason | None:
+        """What limits the level, with ``refine: auto``; asked before a step, by the lines so far.
+
+        A run that was interrupted after a step asks again when it goes on.
+        """
+        state = self.state
+        begun = state.step > 0 and state.history[-1]["step"] == state.total_steps
+        if not (self.options.adapts and begun):
+            return None
+        lines = judged_lines(state)
+        return verdict(lines, self._split) if is_due(len(lines)) else None
+
+    def _phases_left(self) -> bool:
+        """Whether a later phase of this level has steps."""
+        level = self.state.current.record.level
+        later = self.options.stages[self.state.phase + 1 :]
+        return any(phase.steps_on(level) for phase, _ in later)
+
+    def _limit(self, reason: StopReason) -> StopReason:
+        """What limits a level whose last optimiser has stopped by itself, with ``refine: auto``."""
+        if not self.options.adapts:
+            return reason
+        if points_are_few(self.state.history[-1]):
+            return StopReason.POINTS
+        return limit_of_training(self._split()) or StopReason.OPTIMISER
+
+    def _split(self) -> ErrorSplit | None:
+        """Both errors now; ``None`` where that would be dear beside a step."""
+        system, phases = self.context.system, self.options.phases
+        least_squares = any(isinstance(phase, LevenbergMarquardtPhase) for phase in phases)
+        if system.n_parameters > SPLIT_PARAMETERS and not least_squares:
+            return None
+        return split_errors(system, self.context.data, self.context.workers)
 
     def _objective(self, phase: Phase, pack: ParameterPack) -> SystemObjective:
         batch = None
@@ -273,6 +335,7 @@ class Trainer:
         state = self.state
         residual, score = self.context.held_out.evaluate(self.context.system)
         errors = self.context.errors.evaluate(self.context.system)
+        change = self.context.change
         row = {
             "level": state.current.record.level,
             "phase": optimiser.options.optimiser if optimiser else note,
@@ -289,6 +352,8 @@ class Trainer:
             row["window"] = state.current.record.window
         if self._weight is not None:
             row["smoothing"] = self._weight
+        if self.options.estimates:
+            row["estimated_error"] = change.evaluate(self.context.system, score) if change else None
         for name, value in self.context.system.scalars.items():
             row[f"scalar.{name}"] = float(value.detach())
         return row
@@ -337,9 +402,14 @@ class Trainer:
             last = self._row(self._loss(), "interrupted", None)
         elif last["step"] != self.state.total_steps:
             last = self._log(self._loss(), note="end")
-            if reason in (*PHASE_ENDS, StopReason.TIME) and self.options.target.met(last):
+            if reason in (*LEVEL_ENDS, StopReason.TIME) and self.options.target.met(last):
                 reason = self._take_as_solution(last)
+        if self.options.adapts and reason not in (StopReason.INTERRUPTED, StopReason.NON_FINITE):
+            errors = self._split()
+            record.optimisation_error = errors.optimisation if errors else None
+            record.discretisation_error = errors.discretisation if errors else None
         record.loss, record.heldout_residual = last["loss"], last["heldout_residual"]
-        record.rel_l2, record.stop_reason = last["rel_l2"], reason.value
+        record.rel_l2, record.estimated_error = last["rel_l2"], last.get("estimated_error")
+        record.stop_reason = reason.value
         self._elapsed()
         return reason

@@ -21,8 +21,10 @@ from kanpinn.residuals import ResidualBlock, System, required_jets
 from kanpinn.sampling import SamplingOptions, sample, sample_graded, stream
 from kanpinn.splines import Knots
 from kanpinn.training.adaptive import adapt_points
+from kanpinn.training.control import EXTENSION
 from kanpinn.training.evaluation import (
     ReferenceErrors,
+    RefinementChange,
     held_out_data,
     held_out_equations,
     predict,
@@ -113,6 +115,7 @@ class MultilevelRun:
                 break
             if number < count - 1:
                 self.state.phase, self.state.step, self.state.restarts = 0, 0, 0
+                self.state.optimiser = {}
         self.state.finished = self.state.current.record.stop_reason != StopReason.INTERRUPTED.value
         self.observer.on_checkpoint(self.state)
         return self.state
@@ -136,13 +139,38 @@ class MultilevelRun:
                 continue
             started = time.perf_counter()
             context = self._begin(level, resumed=key in begun)
-            trainer = Trainer(self.options.training, context, self.state, self.observer, started)
-            reason = trainer.run()
+            reason = self._train(level, context, started)
             if reason in (*RUN_ENDS, StopReason.TARGET):
                 break
             if level is not active[-1]:
                 self.state.phase, self.state.step, self.state.restarts = 0, 0, 0
         return reason
+
+    def _train(self, level: Level, context: LevelContext, started: float) -> StopReason:
+        """Train a level, again with more points where those it has are what limits it."""
+        while True:
+            options, state = self.options.training, self.state
+            reason = Trainer(options, context, state, self.observer, started).run()
+            if reason is not StopReason.POINTS or not self._extend(level):
+                return reason
+            started = time.perf_counter()
+            context = self._context(level, state.current.system)
+            state.current.record.n_points = sum(data.n_points for data in context.data)
+
+    def _extend(self, level: Level) -> bool:
+        """Double the points of the current level, where there are more to be drawn."""
+        record, most = self.state.current.record, self.options.training.max_extensions
+        given = all(b.region.n_distinct is not None for b in self.blocks if b.equation)
+        if given or record.extensions >= most:
+            return False
+        record.extensions, record.stop_reason = record.extensions + 1, None
+        self.state.optimiser = {}
+        self.observer.on_note(
+            f"step {self.state.total_steps}: the held-out residual no longer follows the training "
+            f"residual: level {level.index} goes on with more points (extension "
+            f"{record.extensions} of {most})"
+        )
+        return True
 
     def check_refinements(self) -> None:
         """Take the initial networks through all refinements that training will make of them.
@@ -193,6 +221,7 @@ class MultilevelRun:
         context = self._context(level, system)
         if not resumed:
             record = LevelRecord(
+                extensions=self._extensions(level.index),
                 level=level.index,
                 n_intervals=list(level.n_intervals),
                 n_params=system.n_parameters,
@@ -234,7 +263,8 @@ class MultilevelRun:
 
     def _context(self, level: Level, system: System) -> LevelContext:
         options, like = self.options, next(iter(system.parameters()))
-        points = {block.name: self._points(block, level) for block in self.blocks}
+        extensions = self._extensions(level.index)
+        points = {b.name: self._points(b, level, extensions) for b in self.blocks}
         chunk = options.training.chunk
         data = tuple(BlockData(b, points[b.name], system, chunk) for b in self.blocks)
         held_out = held_out_data(
@@ -242,57 +272,90 @@ class MultilevelRun:
         )
         x = evaluation_points(self.problem, self.window)
         errors = ReferenceErrors(self.problem, self._trained_on(level), like.detach(), x)
-        roughness = self._roughness(system)
         return LevelContext(
-            system, data, held_out, errors, options.seed, options.workers, roughness
+            system,
+            data,
+            held_out,
+            errors,
+            self._change(level, like.detach()),
+            options.seed,
+            options.workers,
+            self._roughness(system),
         )
 
-    def n_points(self, block: ResidualBlock, level: Level) -> int:
-        """Points of a block on a level: whole groups of the sampling options' count."""
+    def _change(self, level: Level, like: torch.Tensor) -> RefinementChange | None:
+        """Measures the change since the level before, where there is one and anything needs it."""
+        before = self._before(level)
+        if before is None or not self.options.training.estimates:
+            return None
+        return RefinementChange(self.problem, before.best_system(), before.best_score, like)
+
+    def n_points(self, block: ResidualBlock, level: Level, extensions: int = 0) -> int:
+        """Points of a block on a level: whole groups of the sampling options' count.
+
+        ``extensions`` is how often they were doubled.
+        """
         sampling, region = self.options.sampling, block.region
         if region.n_distinct is not None:
             return region.n_distinct
         count = sampling.count(region.kind, level.index, level.n_parameters)
         if block.points is not None:
             count = round(block.points * sampling.growth**level.index)
+        count *= EXTENSION**extensions
         return -(-max(count, 1) // block.group) * block.group
 
     def _trained_on(self, level: Level) -> list[Points]:
         """All points of this level and of those trained before it."""
-        levels = [entry for entry in self.hierarchy.levels[: level.index + 1] if any(entry.steps)]
-        return [site for entry in levels for b in self.blocks for site in self._points(b, entry)]
+        return [
+            site
+            for entry in self.hierarchy.levels[: level.index + 1]
+            if any(entry.steps)
+            for block in self.blocks
+            for extensions in self._stages(entry)
+            for site in self._points(block, entry, extensions)
+        ]
 
-    def _points(self, block: ResidualBlock, level: Level) -> tuple[Points, ...]:
+    def _extensions(self, index: int) -> int:
+        """How often points were doubled up to the level of that index: a level inherits them."""
+        begun = [entry.record for entry in self.state.levels if entry.record.level <= index]
+        return begun[-1].extensions if begun else 0
+
+    def _stages(self, level: Level) -> range:
+        """The numbers of extensions that a level has been trained with so far."""
+        return range(self._extensions(level.index - 1), self._extensions(level.index) + 1)
+
+    def _points(self, block: ResidualBlock, level: Level, extensions: int) -> tuple[Points, ...]:
+        """Points of a block: they follow from the seed, the level and its extensions."""
         options, sampling = self.options, self.options.sampling
-        count = self.n_points(block, level)
+        count = self.n_points(block, level, extensions)
+        key: tuple[str | int, ...] = (block.name, level.index)
+        key += (extensions,) if extensions else ()
         if block.group > 1:  # a mean needs equal weights
-            seed = stream(options.seed, "train", block.name, level.index)
+            seed = stream(options.seed, "train", *key)
             return sample(block.region, count, "sobol", seed, options.dtype, options.device)
-        coarse, adaptive = self._trained_before(level), sampling.adaptive
+        before, adaptive = self._before(level), sampling.adaptive
         whole = block.region.kind != "interior" or block.region.n_distinct is not None
-        if adaptive is None or coarse is None or whole or not block.equation:
-            return self._spread(block, count, level, "train")
+        if adaptive is None or before is None or whole or not block.equation:
+            return self._spread(block, count, "train", *key)
         drawn = round(adaptive.share * count)
-        (base,) = self._spread(block, count - drawn, level, "train")
-        (pool,) = self._spread(block, round(adaptive.pool * count), level, "pool")
-        seed = stream(options.seed, "adaptive", block.name, level.index)
-        return (adapt_points(block, base, pool, drawn, coarse, adaptive, seed),)
+        (base,) = self._spread(block, count - drawn, "train", *key)
+        (pool,) = self._spread(block, round(adaptive.pool * count), "pool", *key)
+        seed = stream(options.seed, "adaptive", *key)
+        return (adapt_points(block, base, pool, drawn, before.system, adaptive, seed),)
 
-    def _spread(
-        self, block: ResidualBlock, count: int, level: Level, purpose: str
-    ) -> tuple[Points, ...]:
+    def _spread(self, block: ResidualBlock, count: int, *key: str | int) -> tuple[Points, ...]:
         """Points of a block without regard to its residual."""
         options, names = self.options, self.problem.domain.names
-        seed = stream(options.seed, purpose, block.name, level.index)
+        seed = stream(options.seed, *key)
         dtype, device = options.dtype, options.device
         return sample_graded(block.region, count, options.sampling, names, seed, dtype, device)
 
-    def _trained_before(self, level: Level) -> System | None:
-        """The networks of the last level trained before this one, if there is one."""
-        before = range(level.index)
+    def _before(self, level: Level) -> LevelState | None:
+        """The last level trained before this one in its time window, if there is one."""
         records = {entry.record.key: entry for entry in self.state.levels}
-        earlier = [records[self.number, k] for k in before if (self.number, k) in records]
-        return earlier[-1].system if earlier else None
+        keys = [(self.number, k) for k in range(level.index)]
+        earlier = [records[key] for key in keys if key in records]
+        return earlier[-1] if earlier else None
 
     def _compare(self, coarse: System, context: LevelContext, record: LevelRecord) -> None:
         """Loss before and after the prolongation, on the new level's points, and the change."""
@@ -323,6 +386,11 @@ def check_blocks(blocks: Sequence[ResidualBlock], training: TrainingOptions) -> 
     if repeated:
         raise ProblemError(f"two residual blocks are called {sorted(repeated)[0]!r}")
     general = [block.name for block in blocks if not block.is_least_squares]
+    if general and training.adapts:
+        raise ConfigError(
+            "training.refine: found 'auto', which compares sums of squares, and "
+            f"{general[0]!r} has a loss of its own; allowed: dyadic, or a list"
+        )
     for number, phase in enumerate(training.phases):
         if general and isinstance(phase, LevenbergMarquardtPhase):
             raise ConfigError(

@@ -19,6 +19,7 @@ from kanpinn.optimisers import (
 )
 
 Steps = Annotated[int, Ge(0)]
+FIRST_LINES = 4  # logged lines of a phase, before ``refine: auto`` judges it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,6 +146,11 @@ class TargetOptions:
     )
     heldout_residual: Annotated[Annotated[float, Gt(0)] | None, "held-out residual"] = None
     loss: Annotated[Annotated[float, Gt(0)] | None, "training loss"] = None
+    estimated_error: Annotated[
+        Annotated[float, Gt(0)] | None,
+        "relative L2 change of the solution since the level before, once the held-out score has "
+        "halved; needs no reference, but two levels",
+    ] = None
 
     @property
     def given(self) -> dict[str, float]:
@@ -153,6 +159,7 @@ class TargetOptions:
             "rel_l2": self.rel_l2,
             "heldout_residual": self.heldout_residual,
             "loss": self.loss,
+            "estimated_error": self.estimated_error,
         }
         return {name: value for name, value in pairs.items() if value is not None}
 
@@ -215,10 +222,18 @@ class TrainingOptions:
         "time windows of equal length, solved one after the other, each by all levels and phases",
     ] = 1
     refine: Annotated[
-        Literal["dyadic"] | tuple[int | tuple[LayerKnots, ...], ...],
-        "dyadic, or per refinement the new number of intervals, or a list per layer of numbers of "
-        "intervals or of breakpoints on [-1, 1]",
+        Literal["dyadic", "auto"] | tuple[int | tuple[LayerKnots, ...], ...],
+        "dyadic; auto: dyadic too, but a level ends once its points, its knots or the optimiser "
+        "limit it, with steps as the most it may take; or per refinement the new number of "
+        "intervals, or a list per layer of numbers of intervals or of breakpoints on [-1, 1]",
     ] = "dyadic"
+    max_extensions: Annotated[
+        int,
+        Ge(0),
+        Le(6),
+        "with refine: auto, how often the run may double the points of the level it is on, and of "
+        "those that follow, where they are what limits it",
+    ] = 2
     refine_layers: Annotated[
         tuple[bool, ...] | None, "which layers a dyadic refinement refines; all by default"
     ] = None
@@ -260,8 +275,46 @@ class TrainingOptions:
                 f"training.refine: found {len(self.refine)} refinements, {self.levels} levels "
                 f"need {self.levels - 1}"
             )
-        if not any(self.steps_on(level) for level in range(self.levels)):
+        trained = [level for level in range(self.levels) if self.steps_on(level)]
+        if not trained:
             raise ConfigError("training.phases: all steps are 0, so there is nothing to do")
+        if self.target.estimated_error is not None and len(trained) < 2:
+            raise ConfigError(
+                "training.target.estimated_error: found "
+                f"{self.target.estimated_error:g}, allowed: null, because only one level is trained"
+            )
+        if self.estimates and self.windows > 1:
+            raise ConfigError(
+                f"training.windows: found {self.windows}, allowed: 1 with refine: auto or a target "
+                "for the estimated error, which are those of a whole solution"
+            )
+        if self.adapts:
+            self._check_adapting(max(self.steps_on(level) for level in trained))
+
+    def _check_adapting(self, steps: int) -> None:
+        """Refuse what ``refine: auto`` could not judge."""
+        for name in ("attention", "balance", "causal", "smoothing"):
+            if getattr(self, name) is not None:
+                raise ConfigError(
+                    f"training.{name}: found with refine: auto, allowed: null, because the loss "
+                    "could not be compared with the held-out residual"
+                )
+        if self.log_every * FIRST_LINES > steps:
+            raise ConfigError(
+                f"training.log_every: found {self.log_every}, allowed: at most "
+                f"{steps // FIRST_LINES}, because refine: auto judges a level from "
+                f"{FIRST_LINES} logged lines on, and none has more than {steps} steps"
+            )
+
+    @property
+    def adapts(self) -> bool:
+        """Whether levels end by what limits them."""
+        return self.refine == "auto"
+
+    @property
+    def estimates(self) -> bool:
+        """Whether the change of the solution since the level before is measured."""
+        return self.adapts or self.target.estimated_error is not None
 
     def steps_on(self, level: int) -> int:
         """Steps of all phases on a level."""

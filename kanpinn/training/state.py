@@ -14,6 +14,7 @@ from kanpinn.residuals import System
 from kanpinn.training.weighting import Weights
 
 Parameters = dict[str, Tensor]
+EXTENDED = "extended"  # the phase of the logged line where training goes on with more points
 
 
 def snapshot(system: System) -> Parameters:
@@ -36,7 +37,10 @@ class LevelRecord:
     level's points, of the coarse and of the prolongated networks. ``max_change`` is the largest
     difference of their values at held-out points. ``smoothing`` is the weight of the penalty that
     the level's best iterate was found with. Errors are those of all times up to the end of the
-    level's time window.
+    level's time window. ``extensions`` counts how often the points were doubled, on this level and
+    those before. The two errors are parts of the training residual
+    (:class:`~kanpinn.training.control.ErrorSplit`), known with ``refine: auto``;
+    ``estimated_error`` is described at :class:`~kanpinn.training.evaluation.RefinementChange`.
     """
 
     level: int
@@ -52,6 +56,10 @@ class LevelRecord:
     loss: float | None = None
     heldout_residual: float | None = None
     rel_l2: float | None = None
+    extensions: int = 0
+    optimisation_error: float | None = None
+    discretisation_error: float | None = None
+    estimated_error: float | None = None
     stop_reason: str | None = None
     smoothing: float | None = None
     window: int = 0
