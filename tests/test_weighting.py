@@ -15,6 +15,7 @@ from kanpinn.errors import ConfigError
 from kanpinn.geometry import Box
 from kanpinn.models import KANOptions
 from kanpinn.optimisers import LBFGS, Adam, LevenbergMarquardt, ParameterLayout
+from kanpinn.optimisers.base import Linearisation
 from kanpinn.optimisers.levenberg_marquardt import LevenbergMarquardtOptions
 from kanpinn.problem import Problem
 from kanpinn.residuals import Site
@@ -310,6 +311,12 @@ def test_refreshed_optimisers_forget_the_old_objective() -> None:
 
         def transposed_product(self, x: Tensor, u: Tensor) -> Tensor:
             return math.sqrt(self.factor / 2) * u
+
+        def jacobian_rows(self, x: Tensor) -> list[Tensor]:
+            return [self.triangle(x)[:3]]
+
+        def linearise(self, x: Tensor, memory: float) -> Linearisation:
+            raise AssertionError("three parameters need no products")
 
     damped = LevenbergMarquardtOptions(damping=1e6, patience=1)
     kept: dict[type, tuple[str, ...]] = {LBFGS: (), LevenbergMarquardt: ("damping", "iteration")}
