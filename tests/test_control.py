@@ -33,6 +33,7 @@ from kanpinn.training import (
     MultilevelRun,
     RunOptions,
     RunState,
+    SmoothingOptions,
     TargetOptions,
     TrainingOptions,
 )
@@ -354,6 +355,14 @@ PHASE = LBFGSPhase(steps=40)
         (
             lambda: auto([PHASE], attention=AttentionOptions()),
             r"^training\.attention: found with refine: auto, allowed: null",
+        ),
+        (
+            lambda: auto([PHASE], smoothing=SmoothingOptions()),
+            r"^training\.smoothing: found with refine: auto, allowed: null",
+        ),
+        (
+            lambda: auto([PHASE], windows=2),
+            r"^training\.windows: found 2, allowed: 1 with refine: auto",
         ),
         (
             lambda: auto([PHASE], log_every=11),
