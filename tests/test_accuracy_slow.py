@@ -17,13 +17,13 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize(
-    ("config", "bound"), [("poisson", 1e-5), ("poisson_interface", 1e-2), ("burgers", 1e-3)]
+    ("config", "bound"), [("poisson", 1e-8), ("poisson_interface", 1e-5), ("burgers", 1e-4)]
 )
 def test_relative_l2_error(tmp_path: Path, config: str, bound: float) -> None:
     result = kanpinn.solve(CONFIGS / f"{config}.yaml", ["figures=false"], out=tmp_path / "run")
     assert result.status is Status.COMPLETED
     assert result.rel_l2 is not None and result.rel_l2 <= bound
-    assert len(result.levels) >= 3
+    assert len(result.levels) >= 2
     for level in result.levels[1:]:  # the refinements cost nothing of what was reached
         before, after = level["loss_before_prolongation"], level["loss_after_prolongation"]
         assert after == pytest.approx(before, rel=1e-6)

@@ -39,9 +39,9 @@ from kanpinn.training import (
     TrainingOptions,
     build_hierarchy,
 )
+from kanpinn.training.checks import check_blocks
 from kanpinn.training.evaluation import predict
 from kanpinn.training.hierarchy import Refinement, refine_system
-from kanpinn.training.multilevel import check_blocks
 from kanpinn.training.objective import ParameterPack, SystemObjective, residual_rows
 
 SAMPLING = SamplingOptions(interior=24, boundary=4, held_out=20)

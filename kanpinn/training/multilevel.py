@@ -12,15 +12,16 @@ from dataclasses import dataclass
 
 import torch
 
-from kanpinn.errors import ConditioningError, ConfigError, KnotError, NestingError, ProblemError
+from kanpinn.errors import ConditioningError, ConfigError, KnotError, NestingError
 from kanpinn.geometry import Points
-from kanpinn.models import KnotNetwork, ModelOptions
+from kanpinn.models import ModelOptions
 from kanpinn.optimisers import StopReason, build_optimiser
 from kanpinn.problem import Problem, build_system
-from kanpinn.residuals import ResidualBlock, System, required_jets
+from kanpinn.residuals import ResidualBlock, System
 from kanpinn.sampling import SamplingOptions, sample, sample_graded, stream
 from kanpinn.splines import Knots
 from kanpinn.training.adaptive import adapt_points
+from kanpinn.training.checks import check_blocks, check_smoothness
 from kanpinn.training.control import EXTENSION
 from kanpinn.training.evaluation import (
     ReferenceErrors,
@@ -32,7 +33,7 @@ from kanpinn.training.evaluation import (
 from kanpinn.training.hierarchy import Hierarchy, Level, Refinement, build_hierarchy, refine_system
 from kanpinn.training.loop import LevelContext, Trainer
 from kanpinn.training.objective import BlockData, ParameterPack, SystemObjective
-from kanpinn.training.options import LevenbergMarquardtPhase, TrainingOptions
+from kanpinn.training.options import TrainingOptions
 from kanpinn.training.smoothing import Roughness
 from kanpinn.training.state import (
     LevelRecord,
@@ -372,50 +373,3 @@ class MultilevelRun:
 def _loss(system: System, data: Sequence[BlockData]) -> float:
     pack = ParameterPack(system)
     return float(SystemObjective(system, pack, data).loss(pack.read()))
-
-
-def check_blocks(blocks: Sequence[ResidualBlock], training: TrainingOptions) -> None:
-    """Refuse blocks of the same name, and squares that are none.
-
-    Raises:
-        ProblemError: if two blocks have the same name, which tells their points apart.
-        ConfigError: if a least-squares method is to minimise a block's general loss.
-    """
-    names = [block.name for block in blocks]
-    repeated = {name for name in names if names.count(name) > 1}
-    if repeated:
-        raise ProblemError(f"two residual blocks are called {sorted(repeated)[0]!r}")
-    general = [block.name for block in blocks if not block.is_least_squares]
-    if general and training.adapts:
-        raise ConfigError(
-            "training.refine: found 'auto', which compares sums of squares, and "
-            f"{general[0]!r} has a loss of its own; allowed: dyadic, or a list"
-        )
-    for number, phase in enumerate(training.phases):
-        if general and isinstance(phase, LevenbergMarquardtPhase):
-            raise ConfigError(
-                f"training.phases.{number}.optimiser: {phase.optimiser} minimises sums of squares, "
-                f"and {general[0]!r} has a loss of its own; allowed: adam, lbfgs, ssbfgs, ssbroyden"
-            )
-
-
-def check_smoothness(system: System, blocks: Sequence[ResidualBlock]) -> None:
-    """Refuse a model too rough for the derivatives of the equation.
-
-    Raises:
-        ConfigError: naming the block, its derivatives, and the order that would do.
-    """
-    for block in blocks:
-        for name, spec in required_jets(block, system).items():
-            limit = system.parts[name].network.smoothness
-            if limit is None or spec.order <= limit:
-                continue
-            if isinstance(system.parts[name].network, KnotNetwork):
-                raise ConfigError(
-                    f"model.order: too low for {block.name!r}, which takes derivatives of order "
-                    f"{spec.order}: at least {spec.order + 2} is needed, found {limit + 2}"
-                )
-            raise ConfigError(
-                f"model.activation: too rough for {block.name!r}, which takes derivatives of "
-                f"order {spec.order}; allowed: tanh, silu, gelu, sin"
-            )
