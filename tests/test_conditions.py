@@ -46,7 +46,7 @@ from kanpinn.problem import Problem, Scaling, build_system
 from kanpinn.residuals import Coordinates, Site, System
 from kanpinn.sampling import SamplingOptions, sample, stream
 from kanpinn.training import LevenbergMarquardtPhase, MultilevelRun, RunOptions, TrainingOptions
-from kanpinn.training.objective import BlockData, residual_rows
+from kanpinn.training.block_data import BlockData, residual_rows
 
 LINE = Box((-1.0,), (1.0,))
 SQUARE = Box((-1.0, -2.0), (1.0, 1.0))

@@ -37,9 +37,9 @@ from kanpinn.training import (
     TargetOptions,
     TrainingOptions,
 )
+from kanpinn.training.block_data import BlockData
 from kanpinn.training.control import ErrorSplit, is_due, judged_lines, split_errors, verdict
 from kanpinn.training.evaluation import RefinementChange, predict
-from kanpinn.training.objective import BlockData
 
 MANY = replace(SAMPLING, interior=200, held_out=200)
 SPLINE = KANOptions(hidden_layers=0, order=4, intervals=4)  # linear in its coefficients

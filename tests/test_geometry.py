@@ -25,6 +25,7 @@ from kanpinn.geometry import (
     Points,
     Region,
     RegionUnion,
+    neighbour_order,
 )
 
 BOXES = {
@@ -528,3 +529,25 @@ def test_bad_evaluation_grid(shape: tuple[int, ...]) -> None:
 def test_region_is_abstract() -> None:
     with pytest.raises(TypeError, match="abstract"):
         Region()  # type: ignore[abstract]
+
+
+@pytest.mark.parametrize("dimension", [1, 2, 3])
+def test_neighbour_order_makes_boxes_of_aligned_runs(dimension: int) -> None:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.rand(1000, dimension, dtype=torch.float64, generator=generator) * 3 - 1
+    order = neighbour_order(x, leaf=16)
+    assert torch.equal(order.sort().values, torch.arange(1000))
+    near = x[order]
+    for size in (16, 64, 256):
+        boxes = [run.amax(0) - run.amin(0) for run in near.split(size) if len(run) == size]
+        volume = float(torch.stack(boxes).prod(1).sum())
+        assert volume <= 3.0**dimension  # they do not overlap, and cover the cube at most
+        assert max(float(box.min() / box.max()) for box in boxes) > 0.3
+
+
+def test_neighbour_order_of_points_that_differ_little() -> None:
+    x = torch.zeros(200, 2, dtype=torch.float64)
+    assert torch.equal(neighbour_order(x), torch.arange(200))
+    x[:, 1] = torch.arange(200).flip(0)
+    assert torch.equal(neighbour_order(x, leaf=8), torch.arange(200).flip(0))
+    assert torch.equal(neighbour_order(x[:1]), torch.arange(1))

@@ -18,6 +18,7 @@ from kanpinn.sampling import QUADRATURE, sample, stream
 from kanpinn.training.accumulate import triangular_factor
 from kanpinn.training.objective import ParameterPack, SystemObjective, flat_gradient
 from kanpinn.training.parallel import ordered_map
+from kanpinn.training.squares import squares
 
 
 def by_rows(objective: SystemObjective, theta: Tensor) -> tuple[Tensor, Tensor]:
@@ -113,6 +114,7 @@ def test_what_the_fields_are_linear_in() -> None:
     problem = Reaction()
     for options, kinds in (
         (KANOptions(width=2, order=5, intervals=2, knots="free"), {"coefficients"}),
+        (MODELS["kan base"], {"coefficients", "base_weights"}),
         (MODELS["mlp"], {"coefficients", "bias"}),
     ):
         system, _ = make(options, problem)
@@ -164,6 +166,52 @@ def test_triangle_is_that_of_the_whole_matrix() -> None:
     torch.testing.assert_close(expected, gradient, rtol=1e-9, atol=1e-11)
 
 
+def refused(u: Tensor) -> Tensor:
+    raise AssertionError("the blocks are kept")
+
+
+def test_square_is_that_of_the_whole_matrix() -> None:
+    """With more columns than a block of the product, and columns that are zero in some pieces."""
+    generator = torch.Generator().manual_seed(4)
+    matrix = torch.randn(5000, 300, dtype=torch.float64, generator=generator)
+    matrix[900:1800, 40:290:3] = 0
+    matrix[4000:, 17] = 0
+    u = torch.randn(5000, dtype=torch.float64, generator=generator)
+
+    def blocks(piece: Tensor) -> list[tuple[Tensor, Tensor]]:
+        index = piece.any(0).nonzero()[:, 0]
+        return [(index, piece[:, index])]
+
+    found = squares(matrix.split(900), blocks, matrix[0], refused, 1e9)
+    torch.testing.assert_close(found.gram, matrix.mT @ matrix, rtol=1e-13, atol=1e-11)
+    assert torch.equal(found.gram, found.gram.mT) and found.evaluations == 0
+    expected = (matrix.mT @ u)[:-1]
+    torch.testing.assert_close(found.transposed(u), expected, rtol=1e-13, atol=1e-11)
+    product, v = found.product(u[:299]), torch.cat([u[:299], torch.zeros(1)])
+    torch.testing.assert_close(product, matrix @ v, rtol=1e-13, atol=1e-11)
+    size = sum(rows.numel() * 8 for _, rows in found.kept)
+    for memory, kept in ((size, True), (size - 1, False)):
+        other = squares(matrix.split(900), blocks, matrix[0], lambda u: u[:1], memory)
+        assert (other.evaluations == 0) == kept == (len(other.transposed(u)) == 299)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_square_of_residuals(name: str) -> None:
+    """Two networks, a scalar, conditions at several sites and in groups."""
+    system, blocks = make(MODELS[name], Reaction(), n=700)
+    objective, theta = objective_of(system, blocks, chunk=400)
+    joined = torch.cat(list(objective.jacobian_rows(theta)))
+    expected = joined.mT @ joined
+    u = torch.randn(len(joined), dtype=joined.dtype, generator=torch.Generator().manual_seed(5))
+    products = joined[:, :-1].mT @ u
+    for memory in (1e9, 0.0):
+        found = objective.squares(theta, memory)
+        assert float((found.gram - expected).norm() / expected.norm()) <= 1e-14
+        assert found.evaluations == (memory == 0)
+        assert float((found.transposed(u) - products).norm() / products.norm()) <= 1e-12
+        assert (found.product(theta) is None) == (memory == 0)
+
+
 def factor_of(pieces: Sequence[Tensor], workers: int = 1) -> Tensor:
     sizes = [len(piece) for piece in pieces]
     return triangular_factor(pieces, lambda piece: piece, sizes, pieces[0].shape[1], workers)
@@ -192,14 +240,15 @@ def test_workers_change_no_bit() -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(1)  # only then is the work shared
     try:
-        system, blocks = make(KANOptions(width=2, order=5, intervals=2), Reaction(), n=900)
-        triangles = []
+        system, blocks = make(KANOptions(width=2, order=5, intervals=2), Reaction(), n=5000)
+        found = []
         for workers in (1, 2, 3):
             objective, theta = objective_of(system, blocks, chunk=64, workers=workers)
-            triangles.append(objective.triangle(theta))
+            found.append((objective.triangle(theta), objective.squares(theta, 0.0).gram))
     finally:
         torch.set_num_threads(before)
-    assert all(torch.equal(triangles[0], other) for other in triangles[1:])
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
 
 
 def test_an_error_in_a_worker_is_raised() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -44,11 +45,24 @@ class Whole:
         return [(block.mT @ block)[None] for block in blocks]
 
 
+@dataclass(frozen=True)
+class Squared:
+    """A square that is held as it is, with the rows it was made of or without."""
+
+    gram: Tensor
+    transposed: Callable[[Tensor], Tensor]
+    jacobian: Tensor | None = None
+    evaluations: int = 1
+
+    def product(self, v: Tensor) -> Tensor | None:
+        return None if self.jacobian is None else self.jacobian @ v
+
+
 class Squares:
     """A sum of squares whose Jacobian comes from autograd; counts evaluations."""
 
-    def __init__(self, residual: Residual) -> None:
-        self.residual = residual
+    def __init__(self, residual: Residual, keep: bool = False) -> None:
+        self.residual, self.keep = residual, keep
         self.evaluations = 0
 
     def loss(self, theta: Tensor) -> Tensor:
@@ -66,8 +80,14 @@ class Squares:
         found: Tensor = torch.autograd.functional.jacobian(self.residual, theta)
         return found
 
-    def triangle(self, theta: Tensor) -> Tensor:
+    def squares(self, theta: Tensor, memory: float) -> Squared:
         self.evaluations += 1
+        jacobian = self.jacobian(theta)
+        joined = torch.cat([jacobian, self.residual(theta)[:, None]], 1)
+        transposed = lambda u: self.transposed_product(theta, u)  # noqa: E731
+        return Squared(joined.mT @ joined, transposed, jacobian if self.keep else None)
+
+    def triangle(self, theta: Tensor) -> Tensor:
         joined = torch.cat([self.jacobian(theta), self.residual(theta)[:, None]], 1)
         r = torch.linalg.qr(joined, mode="r").R
         return torch.cat([r, r.new_zeros(joined.shape[1] - len(r), joined.shape[1])])
@@ -122,9 +142,10 @@ VARIANTS = {
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("name", STARTS)
-def test_solves_as_scipy_does(name: str, variant: str) -> None:
+@pytest.mark.parametrize("keep", [False, True])
+def test_solves_as_scipy_does(keep: bool, name: str, variant: str) -> None:
     function, start = STARTS[name]
-    objective = Squares(function)
+    objective = Squares(function, keep)
     theta = torch.tensor(start, dtype=F64)
     assert isinstance(objective, LeastSquaresObjective)
     results = solve(LevenbergMarquardt(VARIANTS[variant]), objective, theta, 200)
@@ -141,12 +162,15 @@ def test_solves_as_scipy_does(name: str, variant: str) -> None:
     assert losses == sorted(losses, reverse=True)
 
 
-def test_acceleration_follows_a_curved_valley() -> None:
+@pytest.mark.parametrize("keep", [False, True])
+def test_acceleration_follows_a_curved_valley(keep: bool) -> None:
     """Fewer steps than along straight lines; that is what it is for."""
     steps = {}
     for variant in ("geodesic", "plain"):
         theta = torch.tensor([-2.0, 4.0], dtype=F64)
-        results = solve(LevenbergMarquardt(VARIANTS[variant]), Squares(curved_valley), theta, 200)
+        results = solve(
+            LevenbergMarquardt(VARIANTS[variant]), Squares(curved_valley, keep), theta, 200
+        )
         steps[variant] = next(k for k, r in enumerate(results) if float(r.loss) < 1e-12)
     assert steps["geodesic"] < 0.7 * steps["plain"]
 
@@ -215,9 +239,9 @@ def test_no_step_that_lowers_the_loss() -> None:
     """A residual whose Jacobian lies: every trial is refused, and nothing moves."""
 
     class Lying(Squares):
-        def triangle(self, theta: Tensor) -> Tensor:
-            wrong = super().triangle(theta)
-            wrong[:, -1] *= -1
+        def squares(self, theta: Tensor, memory: float) -> Squared:
+            wrong = super().squares(theta, memory)
+            wrong.gram[:-1, -1] *= -1
             return wrong
 
     theta = torch.tensor([3.0], dtype=F64)
@@ -239,7 +263,8 @@ def test_fewer_residuals_than_parameters_is_noted_and_solved() -> None:
     assert ["residuals for" in note for note in results[0].notes] == [True]
     assert "1 residuals for 3 parameters" in results[0].notes[0]
     assert "dual solver" in results[0].notes[0]
-    assert all(result.notes == () for result in results[1:])
+    assert all(result.notes == () for result in results[1:-1])
+    assert float(results[-1].loss) < 1e-25
     assert float(results[-1].loss) < 1e-20 and results[-1].theta[2] == 4
 
 

@@ -18,6 +18,7 @@ from kanpinn import api
 from kanpinn.conditions import Dirichlet, Mean, Periodic
 from kanpinn.optimisers import LevenbergMarquardt, LevenbergMarquardtOptions, StepResult, StopReason
 from kanpinn.optimisers.linear_models import (
+    DenseModel,
     DualModel,
     choose_solver,
     dense_numbers,
@@ -109,6 +110,27 @@ def test_no_bit_depends_on_workers_or_on_what_is_kept() -> None:
             assert torch.equal(whole.transposed(u), other.transposed(u))
     finally:
         torch.set_num_threads(before)
+
+
+def test_the_dense_solver_squares_only_where_the_damping_covers_what_that_loses() -> None:
+    """Steps against scipy's with the rows as they are, their singular values 1 to 1e-9."""
+    left, right = torch.linalg.qr(random(60, 8)).Q, torch.linalg.qr(random(8, 8, seed=1)).Q
+    matrix = left * torch.logspace(0, -9, 8, dtype=F64) @ right.mT
+    start = random(60, seed=2)
+    objective, theta = Squares(lambda x: matrix @ x + start), torch.zeros(8, dtype=F64)
+    scale = torch.linspace(0.5, 2.0, 8, dtype=F64)
+    for damping, squared in ((1e-3, True), (1e-12, True), (1e-16, False), (1e-20, False)):
+        model = DenseModel(objective, theta, lambda squares: scale)
+        step = model.damped(damping).step()
+        assert ("triangle" not in vars(model)) == squared
+        rows = torch.cat([matrix, np.sqrt(damping) * torch.diag(scale)])
+        right_side = -torch.cat([start, torch.zeros(8, dtype=F64)])
+        expected = torch.from_numpy(scipy.linalg.lstsq(rows.numpy(), right_side.numpy())[0])
+        assert float((step - expected).norm() / expected.norm()) < (1e-3 if squared else 1e-5)
+        left_over = (matrix @ step + start).square().sum()
+        assert float(model.remaining(step)) == pytest.approx(float(left_over), rel=1e-6)
+        correction = model.damped(damping).correction(start)
+        assert float((correction - step).norm() / step.norm()) < 1e-3
 
 
 def test_the_dual_solver_keeps_digits_that_the_gram_matrix_loses() -> None:

@@ -35,14 +35,17 @@ from kanpinn.training import (
     Phase,
     RunOptions,
     RunState,
+    SelfScaledBFGSPhase,
+    SelfScaledBroydenPhase,
     TargetOptions,
     TrainingOptions,
     build_hierarchy,
 )
+from kanpinn.training.block_data import residual_rows
 from kanpinn.training.checks import check_blocks
 from kanpinn.training.evaluation import predict
 from kanpinn.training.hierarchy import Refinement, refine_system
-from kanpinn.training.objective import ParameterPack, SystemObjective, residual_rows
+from kanpinn.training.objective import ParameterPack, SystemObjective
 
 SAMPLING = SamplingOptions(interior=24, boundary=4, held_out=20)
 ADAPTIVE = replace(SAMPLING, adaptive=AdaptiveSampling())
@@ -533,6 +536,32 @@ def test_a_run_with_every_kind_of_end_is_among_them(undisturbed: dict[str, RunSt
     assert lines.count((0, "extended")) == lines.count((1, "extended")) == 1
     assert lines.count((0, "adam")) == 4 and state.total_steps < 2 * 24
     assert state.current.record.stop_reason == "points"
+
+
+@pytest.mark.parametrize(
+    ("phase", "every"),
+    [
+        (adam(2000), 50),
+        (lbfgs(200), 1),
+        (SelfScaledBFGSPhase(steps=200), 1),
+        (SelfScaledBroydenPhase(steps=200), 1),
+        (lm(200), 1),
+    ],
+    ids=lambda value: getattr(value, "optimiser", ""),
+)
+def test_a_level_that_its_points_end_leaves_nothing_to_the_next(phase: Phase, every: int) -> None:
+    """The next level starts like one whose coarser level used its steps up: afresh."""
+    few = SamplingOptions(interior=7, held_out=200)
+    auto = options(
+        [phase], levels=2, sampling=few, refine="auto", log_every=every, max_extensions=0
+    )
+    state = run(Line(), auto)
+    assert state.levels[0].record.stop_reason in ("points", "knots")
+    steps = next(row["step"] for row in state.history if row["level"] == 1)
+    counted = replace(phase, steps=(steps, state.total_steps - steps))
+    plain = run(Line(), options([counted], levels=2, sampling=few, log_every=every))
+    assert 0 < plain.levels[0].record.steps == steps < state.total_steps
+    assert plain.history[-1]["loss"] == pytest.approx(state.history[-1]["loss"], rel=1e-9)
 
 
 @pytest.mark.parametrize("name", RUNS)

@@ -22,6 +22,7 @@ from kanpinn.problem import Problem, build_system
 from kanpinn.residuals import ResidualBlock, Site, System
 from kanpinn.sampling import QUADRATURE, SamplingOptions, held_out, sample, stream
 from kanpinn.training.accumulate import tree_sum
+from kanpinn.training.block_data import BlockData, chunk_rows, mean_square, residual_rows
 from kanpinn.training.evaluation import (
     HeldOut,
     ReferenceErrors,
@@ -29,15 +30,7 @@ from kanpinn.training.evaluation import (
     held_out_data,
     predict,
 )
-from kanpinn.training.objective import (
-    BlockData,
-    ParameterPack,
-    SystemObjective,
-    chunk_rows,
-    group_name,
-    mean_square,
-    residual_rows,
-)
+from kanpinn.training.objective import ParameterPack, SystemObjective, group_name
 
 SQUARE = Box((-1.0, 0.0), (1.0, 2.0))
 

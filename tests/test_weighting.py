@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from test_levenberg_marquardt import Squared
 from torch import Tensor
 
 from kanpinn.conditions import Condition, Dirichlet, Initial, Mean
@@ -32,7 +33,8 @@ from kanpinn.training import (
     TrainingOptions,
     Weights,
 )
-from kanpinn.training.objective import ParameterPack, SystemObjective, residual_rows
+from kanpinn.training.block_data import residual_rows
+from kanpinn.training.objective import ParameterPack, SystemObjective
 from kanpinn.training.weighting import Weighting
 
 MODEL = KANOptions(width=3, order=4, intervals=3)
@@ -305,15 +307,19 @@ def test_refreshed_optimisers_forget_the_old_objective() -> None:
         def residuals(self, x: Tensor) -> Tensor:
             return math.sqrt(self.factor / 2) * x
 
+        def squares(self, x: Tensor, memory: float) -> Squared:
+            (rows,) = self.jacobian_rows(x)
+            return Squared(rows.mT @ rows, lambda u: self.transposed_product(x, u))
+
         def triangle(self, x: Tensor) -> Tensor:
-            rows = math.sqrt(self.factor / 2) * torch.cat([torch.eye(3).to(x), x[:, None]], 1)
+            (rows,) = self.jacobian_rows(x)
             return torch.cat([rows, rows.new_zeros(1, 4)])
 
         def transposed_product(self, x: Tensor, u: Tensor) -> Tensor:
             return math.sqrt(self.factor / 2) * u
 
         def jacobian_rows(self, x: Tensor) -> list[Tensor]:
-            return [self.triangle(x)[:3]]
+            return [math.sqrt(self.factor / 2) * torch.cat([torch.eye(3).to(x), x[:, None]], 1)]
 
         def linearise(self, x: Tensor, memory: float) -> Linearisation:
             raise AssertionError("three parameters need no products")

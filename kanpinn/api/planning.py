@@ -22,9 +22,9 @@ from kanpinn.optimisers.linear_models import dense_numbers, dual_numbers, iterat
 from kanpinn.problem import build_system
 from kanpinn.residuals import ResidualBlock, System, n_equations, required_jets
 from kanpinn.training import Level
+from kanpinn.training.block_data import FEATURE_CACHE_BYTES, chunk_rows
 from kanpinn.training.evaluation import EVALUATION_BYTES
 from kanpinn.training.hierarchy import first_network
-from kanpinn.training.objective import FEATURE_CACHE_BYTES, chunk_rows
 
 MIB = 2.0**20
 # Measured, as far as they are not plain: peaks beside those of a small run.

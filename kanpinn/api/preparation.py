@@ -27,8 +27,8 @@ from kanpinn.problem import Problem, build_system
 from kanpinn.registry import GROUP, build_problem, problem_source
 from kanpinn.sampling import sample_graded, stream
 from kanpinn.training import MultilevelRun
+from kanpinn.training.block_data import BlockData, residual_rows
 from kanpinn.training.evaluation import held_out_equations, reference_values
-from kanpinn.training.objective import BlockData, residual_rows
 
 AnyConfig = str | Path | Mapping[str, Any] | RunConfig
 AnyProblem = Problem | type[Problem]

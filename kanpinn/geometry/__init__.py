@@ -8,6 +8,7 @@ its maps alone.
 from kanpinn.geometry.box import INTERFACE_GAP, Box, Face, Interface, Interior, PeriodicPair
 from kanpinn.geometry.domain import Domain
 from kanpinn.geometry.graded import Graded
+from kanpinn.geometry.order import neighbour_order
 from kanpinn.geometry.points import Points
 from kanpinn.geometry.regions import FixedPoints, Kind, Region, RegionUnion
 
@@ -25,4 +26,5 @@ __all__ = [
     "Points",
     "Region",
     "RegionUnion",
+    "neighbour_order",
 ]

@@ -141,12 +141,33 @@ class Linearisation(Protocol):
         """
 
 
+class SquaredJacobian(Protocol):
+    """``[J | r]^T [J | r]`` at one ``theta``, and products with ``J`` and ``J^T`` there."""
+
+    @property
+    def gram(self) -> Tensor:
+        """The square, ``(n + 1, n + 1)``."""
+
+    @property
+    def evaluations(self) -> int:
+        """Evaluations of the residuals that a product with ``J^T`` takes."""
+
+    def transposed(self, u: Tensor) -> Tensor:
+        """``J^T u`` (n,) of ``u`` ``(N,)``."""
+
+    def product(self, v: Tensor) -> Tensor | None:
+        """``J v`` ``(N,)`` of ``v`` (n,), where that takes no evaluation."""
+
+
 @runtime_checkable
 class LeastSquaresObjective(Objective, Protocol):
     """A loss that is a sum of squares ``|r(theta)|^2``, with the residuals' Jacobian ``J``."""
 
     def residuals(self, theta: Tensor) -> Tensor:
         """The residuals ``r`` ``(N,)`` at ``theta`` (n,)."""
+
+    def squares(self, theta: Tensor, memory: float) -> SquaredJacobian:
+        """The square of ``[J | r]`` at ``theta`` (n,), keeping ``memory`` bytes for products."""
 
     def triangle(self, theta: Tensor) -> Tensor:
         """``R`` with ``R^T R = [J | r]^T [J | r]`` at ``theta`` (n,), ``(n + 1, n + 1)``."""

@@ -1,4 +1,4 @@
-"""Levenberg-Marquardt with geodesic acceleration, on the triangular factor of the Jacobian."""
+"""Levenberg-Marquardt with geodesic acceleration, on the exact Jacobian."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class LevenbergMarquardtOptions:
     gradient_tolerance: Annotated[float, Ge(0), "stops at this 2-norm of the gradient"] = 1e-16
     solver: Annotated[
         Literal["auto", "dense", "dual", "iterative"],
-        "how the linear systems are solved: dense (triangle of the Jacobian), dual (its rows, for "
+        "how the linear systems are solved: dense (factors of the Jacobian), dual (its rows, for "
         "fewer residuals than parameters), iterative (products alone, inexact steps); auto: dual "
         "for fewer residuals, else dense, or iterative where that takes more than memory_mib",
     ] = "auto"
@@ -115,12 +115,13 @@ class _Trial:
 class LevenbergMarquardt(Optimiser):
     """Damped Gauss-Newton steps for a sum of squares ``|r(theta)|^2``.
 
-    One step takes the triangle of ``[J | r]`` and solves ``min |J d + r|^2 + lambda |D d|^2``.
-    Along ``d`` it measures the second derivative of the residuals, ``s = r''(theta)[d, d]``, by
-    central differences, and adds half the acceleration ``a = -(J^T J + lambda D^2)^-1 J^T s``: the
-    parabola ``theta + d + a/2`` follows a curved valley where the line ``theta + d`` leaves it. A
-    trial with ``2 |D a| > limit |D d|`` is refused without looking at the loss: the second
-    order is then no correction any more, and such steps are what saturates a network for good.
+    One step takes a linear model of the residuals and solves ``min |J d + r|^2 + lambda |D d|^2``
+    (``linear_models`` has the means). Along ``d`` it measures the second derivative of the
+    residuals, ``s = r''(theta)[d, d]``, by differences, and adds half the acceleration
+    ``a = -(J^T J + lambda D^2)^-1 J^T s``: the parabola ``theta + d + a/2`` follows a curved valley
+    where the line ``theta + d`` leaves it. A trial with ``2 |D a| > limit |D d|`` is refused
+    without looking at the loss: the second order is then no correction any more, and such steps
+    are what saturates a network for good.
 
     ``D`` is smaller for last layers (``linear_scale``). A step in them alone is exact whatever its
     length, so that what limits steps is the rest: variable projection (Golub and Pereyra) is the
@@ -169,16 +170,17 @@ class LevenbergMarquardt(Optimiser):
             raise ConfigError("lm: the objective is no sum of squares; use adam or lbfgs")
         theta, options = theta.detach(), self.options
         residuals = objective.residuals(theta)
-        loss_here = residuals.square().sum()
-        if not math.isfinite(float(loss_here)):
-            return _stopped(theta, state, loss_here, StopReason.NON_FINITE)
+        here = residuals.square().sum()
+        loss = float(here)
+        if not math.isfinite(loss):
+            return _stopped(theta, state, here, StopReason.NON_FINITE)
         choice = self.choose(len(residuals), len(theta), theta.element_size())
         model = self._model(choice, theta, residuals, objective, layout)
-        loss, norm = torch.stack([model.loss, model.gradient.norm()]).tolist()
-        if not math.isfinite(loss) or not math.isfinite(norm):
-            return _stopped(theta, state, model.loss, StopReason.NON_FINITE, 2)
+        norm = float(model.gradient.norm())
+        if not math.isfinite(norm):
+            return _stopped(theta, state, here, StopReason.NON_FINITE, 2)
         if norm <= options.gradient_tolerance:
-            return _stopped(theta, state, model.loss, StopReason.GRADIENT_TOLERANCE, 2)
+            return _stopped(theta, state, here, StopReason.GRADIENT_TOLERANCE, 2)
         first = not int(state["iteration"])
         notes = _notes(choice, options, model, len(residuals), len(theta)) if first else ()
         damping = float(state["damping"]) or options.damping * loss
@@ -190,11 +192,11 @@ class LevenbergMarquardt(Optimiser):
             if gain > LEAST_GAIN:  # false for a loss that is not finite
                 damping *= max(LARGEST_FALL, 1 - (2 * gain - 1) ** 3)
                 new, stop = self._progress(theta, state, damping, trial.loss)
-                there, norm_here = model.loss.new_tensor([trial.loss, norm])
+                there, norm_here = here.new_tensor([trial.loss, norm])
                 return StepResult(trial.theta, new, there, norm_here, evaluations, stop, notes)
             damping, growth = damping * growth, 2 * growth
         reason, notes = StopReason.NO_PROGRESS, (*notes, NOTE_REJECTED)
-        return _stopped(theta, state, model.loss, reason, evaluations, notes)
+        return _stopped(theta, state, here, reason, evaluations, notes)
 
     def choose(self, rows: int, columns: int, itemsize: int) -> SolverChoice:
         """The linear solver for ``rows`` residuals in ``columns`` parameters."""
@@ -213,7 +215,7 @@ class LevenbergMarquardt(Optimiser):
         options = self.options
         scale: ScaleOf = lambda squares: self._scale(squares, layout)  # noqa: E731
         if choice.solver == "dense":
-            return DenseModel(objective, theta, scale)
+            return DenseModel(objective, theta, scale, options.memory_mib - choice.direct_mib)
         if choice.solver == "dual":
             return DualModel(objective, theta, residuals, scale)
         limits = (options.iterations, options.linear_tolerance, options.memory_mib)
@@ -232,10 +234,10 @@ class LevenbergMarquardt(Optimiser):
         step = system.step()
         move, evaluations = step, 1
         if self.options.geodesic:
-            second = self._second_derivative(theta, step, residuals, objective)
+            second, taken = self._second_derivative(theta, step, residuals, model, objective)
             acceleration = system.correction(second)
             ratio = 2 * (model.scale * acceleration).norm() / (model.scale * step).norm()
-            evaluations += 2 + system.evaluations
+            evaluations += taken + system.evaluations
             if not float(ratio) <= self.options.acceleration_limit:
                 return _Trial(theta, math.inf, 0.0, evaluations - 1)
             move = step + 0.5 * acceleration
@@ -249,13 +251,21 @@ class LevenbergMarquardt(Optimiser):
         theta: Tensor,
         step: Tensor,
         residuals: Tensor,
+        model: LinearModel,
         objective: LeastSquaresObjective,
-    ) -> Tensor:
-        """``r''(theta)[d, d]``, ``(N,)``, by central differences over a share of the step."""
+    ) -> tuple[Tensor, int]:
+        """``r''(theta)[d, d]``, ``(N,)``, by a difference over a share of the step; evaluations.
+
+        Where the model has ``J d`` at hand, one evaluation is enough:
+        ``2 ((r(theta + h d) - r) / h - J d) / h``. Otherwise the difference is central.
+        """
         h = self.options.difference
         ahead = objective.residuals(theta + h * step)
+        slope = model.product(step)
+        if slope is not None:
+            return ((ahead - residuals) / h - slope) * (2 / h), 1
         behind = objective.residuals(theta - h * step)
-        return (ahead - 2 * residuals + behind) / h**2
+        return (ahead - 2 * residuals + behind) / h**2, 2
 
     def _scale(self, column_squares: Tensor, layout: ParameterLayout) -> Tensor:
         """The diagonal ``D`` ``(n,)``."""

@@ -1,7 +1,7 @@
 """The linear model ``r + J d`` of residuals, and its damped minimisers by three linear solvers.
 
 All solve ``min |J d + r|^2 + lambda |D d|^2`` for as many ``lambda`` as a step tries. What they
-hold differs: a triangle of ``n^2`` numbers (dense), the ``N`` rows of the Jacobian (dual), or
+hold differs: squares of ``n^2`` numbers (dense), the ``N`` rows of the Jacobian (dual), or
 nothing but what its products take (iterative).
 """
 
@@ -11,13 +11,14 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar, Literal
 
 import scipy.linalg
 import torch
 from torch import Tensor
 
-from kanpinn.optimisers.base import LeastSquaresObjective
+from kanpinn.optimisers.base import LeastSquaresObjective, SquaredJacobian
 from kanpinn.optimisers.lsqr import lsqr
 
 Solver = Literal["dense", "dual", "iterative"]
@@ -33,6 +34,7 @@ BLOCK = 64  # most columns that are orthogonalised against each other in front o
 BLOCK_COPIES = 4  # of the blocks' squares: their sums, the factor, its inverse
 ITERATION_VECTORS = 8  # of N + n numbers
 JITTER = 1e-14  # of a block's diagonal
+SQUARED_FLOOR = 4.0  # times eps |J^T J|: the least damping under which J^T J stands for J
 
 
 def dense_numbers(rows: int, columns: int, workers: int = 1) -> float:
@@ -121,13 +123,12 @@ class DampedSystem:
 
 
 class DampedModel(ABC):
-    """The model with one damping.
+    """The model with one damping."""
 
-    Attributes:
-        evaluations: of the objective, that a correction takes.
-    """
-
-    evaluations: ClassVar[int] = 0
+    @property
+    def evaluations(self) -> int:
+        """Evaluations of the objective that a correction takes."""
+        return 0
 
     @abstractmethod
     def step(self) -> Tensor:
@@ -160,6 +161,10 @@ class LinearModel(ABC):
     def remaining(self, step: Tensor) -> Tensor:
         """``|J d + r|^2`` of a step ``d`` ``(n,)``, 0-d."""
 
+    @abstractmethod
+    def product(self, step: Tensor) -> Tensor | None:
+        """``J d`` ``(N,)`` of a step ``d`` ``(n,)``; ``None`` where that is not at hand."""
+
     def rank(self) -> int | None:
         """Numerical rank of ``J``; ``None`` where no triangle tells it."""
         return None
@@ -169,25 +174,59 @@ ScaleOf = Callable[[Tensor], Tensor]  # squares of the columns' norms (n,) to th
 
 
 class DenseModel(LinearModel):
-    """From the triangle of ``[J | r]``: ``O(n^2)`` numbers, ``O(n^3)`` work a damping."""
+    """From ``G = [J | r]^T [J | r]``, or the triangle of ``[J | r]`` where that is too coarse.
+
+    Both take ``O(n^2)`` numbers, and ``O(n^3)`` work a damping. ``G`` costs a fraction of the
+    triangle, and has half its digits: it stands for ``J^T J`` up to about ``eps |J^T J|``. The
+    Cholesky factor of ``J^T J + lambda D^2`` is used while the smallest ``lambda D^2`` is
+    ``SQUARED_FLOOR`` times as large as that, so that what is lost is small beside the damping, in
+    all directions; below it, the triangle is made.
+    """
 
     solver = "dense"
 
-    def __init__(self, objective: LeastSquaresObjective, theta: Tensor, scale_of: ScaleOf) -> None:
-        self.triangle = objective.triangle(theta)
-        squares = self.triangle.square().sum(0)  # (n + 1,)
-        self.loss = squares[-1]
-        self.gradient = 2 * (self.triangle[:, :-1].mT @ self.triangle[:, -1])
-        self.scale = scale_of(squares[:-1])
-        self.pull = lambda u: objective.transposed_product(theta, u)
+    def __init__(
+        self,
+        objective: LeastSquaresObjective,
+        theta: Tensor,
+        scale_of: ScaleOf,
+        memory_mib: float = 0.0,
+    ) -> None:
+        self.objective, self.theta = objective, theta
+        self.squared = objective.squares(theta, memory_mib * MIB)
+        self.gram = self.squared.gram
+        sizes = self.gram.diagonal()  # (n + 1,)
+        self.loss = sizes[-1]
+        self.gradient = 2 * self.gram[:-1, -1]
+        self.scale = scale_of(sizes[:-1])
+        epsilon = torch.finfo(theta.dtype).eps
+        size = torch.linalg.matrix_norm(self.gram[:-1, :-1]) / self.scale.min().square()
+        self.least = SQUARED_FLOOR * epsilon * float(size)
+
+    @cached_property
+    def triangle(self) -> Tensor:
+        """``R`` of a QR decomposition of ``[J | r]``, ``(n + 1, n + 1)``."""
+        return self.objective.triangle(self.theta)
 
     def damped(self, damping: float) -> DampedModel:
         """See the base class."""
-        return _DenseDamped(DampedSystem.of(self.triangle, damping, self.scale), self.pull)
+        if damping >= self.least:
+            square = self.gram[:-1, :-1] + torch.diag(damping * self.scale.square())
+            factor, failed = torch.linalg.cholesky_ex(square)
+            if not int(failed):
+                return _SquaredDamped(self.squared, factor)
+        return _DenseDamped(self.squared, DampedSystem.of(self.triangle, damping, self.scale))
 
     def remaining(self, step: Tensor) -> Tensor:
         """See the base class."""
-        return (self.triangle[:, :-1] @ step + self.triangle[:, -1]).square().sum()
+        if "triangle" in self.__dict__:
+            return (self.triangle[:, :-1] @ step + self.triangle[:, -1]).square().sum()
+        extended = torch.cat([step, step.new_ones(1)])
+        return extended @ (self.gram @ extended)
+
+    def product(self, step: Tensor) -> Tensor | None:
+        """See the base class."""
+        return self.squared.product(step)
 
     def rank(self) -> int:
         """See the base class."""
@@ -195,17 +234,40 @@ class DenseModel(LinearModel):
 
 
 @dataclass(frozen=True)
-class _DenseDamped(DampedModel):
-    evaluations: ClassVar[int] = 1
+class _SquaredDamped(DampedModel):
+    """From the Cholesky factor of ``J^T J + lambda D^2``, ``(n, n)``."""
 
+    squared: SquaredJacobian
+    factor: Tensor
+
+    @property
+    def evaluations(self) -> int:
+        return self.squared.evaluations
+
+    def step(self) -> Tensor:
+        return self._solved(self.squared.gram[:-1, -1])
+
+    def correction(self, second: Tensor) -> Tensor:
+        return self._solved(self.squared.transposed(second))
+
+    def _solved(self, gradient: Tensor) -> Tensor:
+        return -torch.cholesky_solve(gradient[:, None], self.factor)[:, 0]
+
+
+@dataclass(frozen=True)
+class _DenseDamped(DampedModel):
+    squared: SquaredJacobian
     system: DampedSystem
-    pull: Callable[[Tensor], Tensor]
+
+    @property
+    def evaluations(self) -> int:
+        return self.squared.evaluations
 
     def step(self) -> Tensor:
         return self.system.step()
 
     def correction(self, second: Tensor) -> Tensor:
-        return self.system.newton(self.pull(second))
+        return self.system.newton(self.squared.transposed(second))
 
 
 class DualModel(LinearModel):
@@ -237,7 +299,11 @@ class DualModel(LinearModel):
 
     def remaining(self, step: Tensor) -> Tensor:
         """See the base class."""
-        return (self.rows @ (self.basis.mT @ (self.scale * step)) + self.residuals).square().sum()
+        return (self.product(step) + self.residuals).square().sum()
+
+    def product(self, step: Tensor) -> Tensor:
+        """See the base class."""
+        return self.rows @ (self.basis.mT @ (self.scale * step))
 
     def rank(self) -> int:
         """See the base class."""
@@ -300,7 +366,11 @@ class IterativeModel(LinearModel):
 
     def remaining(self, step: Tensor) -> Tensor:
         """See the base class."""
-        return (self.linear.product(step) + self.residuals).square().sum()
+        return (self.product(step) + self.residuals).square().sum()
+
+    def product(self, step: Tensor) -> Tensor:
+        """See the base class."""
+        return self.linear.product(step)
 
 
 @dataclass(frozen=True)

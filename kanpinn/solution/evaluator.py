@@ -16,7 +16,7 @@ from kanpinn.geometry import Box
 from kanpinn.jets import Jet, JetSpec
 from kanpinn.models import KnotNetwork
 from kanpinn.residuals import System
-from kanpinn.training.objective import chunk_rows
+from kanpinn.training.block_data import chunk_rows
 
 Outside = Literal["error", "extend", "nan"]
 Side = Literal[-1, 1]

@@ -17,7 +17,7 @@ from torch import Tensor
 from kanpinn.geometry import Points
 from kanpinn.residuals import ResidualBlock, System
 from kanpinn.sampling import QUADRATURE, AdaptiveSampling
-from kanpinn.training.objective import BlockData, residual_rows
+from kanpinn.training.block_data import BlockData, residual_rows
 
 
 def adapt_points(

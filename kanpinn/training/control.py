@@ -17,7 +17,8 @@ import torch
 
 from kanpinn.optimisers import StopReason
 from kanpinn.residuals import System
-from kanpinn.training.objective import BlockData, ParameterPack, SystemObjective
+from kanpinn.training.block_data import BlockData
+from kanpinn.training.objective import ParameterPack, SystemObjective
 from kanpinn.training.options import FIRST_LINES
 from kanpinn.training.state import EXTENDED, RunState
 

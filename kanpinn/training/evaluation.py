@@ -15,7 +15,7 @@ from kanpinn.geometry import Points
 from kanpinn.problem import Problem
 from kanpinn.residuals import ResidualBlock, System, failure
 from kanpinn.sampling import SamplingOptions, held_out, sample, seen, stream
-from kanpinn.training.objective import BlockData, mean_loss, mean_square
+from kanpinn.training.block_data import BlockData, mean_loss, mean_square
 
 EVALUATION_CHUNK = 8192  # points at once, or fewer where what a layer makes of them fills more than
 EVALUATION_BYTES = 2**24

@@ -46,6 +46,15 @@ class Outer:
         across = self.features.transpose(0, 1)
         return [torch.bmm(g.permute(1, 2, 0), across).flatten(1) for g in self.adjoints]
 
+    def gathered(self, points: slice) -> tuple[Tensor, list[Tensor]]:
+        """The columns that are not zero at some points, ``(c,)``, and their values ``(any, c)``."""
+        features = self.features[:, points]
+        (used,) = (features != 0).flatten(0, 1).any(0).nonzero(as_tuple=True)
+        out, wide = self.adjoints[0].shape[-1], self.features.shape[-1]
+        firsts = torch.arange(0, out * wide, wide, device=used.device)
+        part = Outer(self.where, features[..., used], tuple(g[:, points] for g in self.adjoints))
+        return self.where.start + (firsts[:, None] + used).flatten(), part.dense()
+
     def product(self, v: Tensor) -> Tensor:
         """Of the columns with ``v`` ``(out * f,)``, ``(n, m)``."""
         out = self.features @ v.view(-1, self.features.shape[-1]).mT
@@ -85,6 +94,11 @@ class Columns:
     def dense(self) -> Sequence[Tensor]:
         """The columns, for every equation."""
         return self.values
+
+    def gathered(self, points: slice) -> tuple[Tensor, list[Tensor]]:
+        """The numbers ``(c,)`` of all columns, and their values ``(any, c)`` at some points."""
+        places = torch.arange(self.where.start, self.where.stop, device=self.values[0].device)
+        return places, [values[points] for values in self.values]
 
     def product(self, v: Tensor) -> Tensor:
         """Of the columns with ``v`` ``(size,)``, ``(n, m)``."""
@@ -138,9 +152,30 @@ class ChunkJacobian:
         for part in self.parts:
             for equation, columns in enumerate(part.dense()):
                 whole[:, equation, part.where] += columns
-        # The sum's derivative has the mean's 1 / group already.
-        grouped = whole.reshape(-1, self.group, *whole.shape[1:])
-        return grouped.sum(1) if self.group > 1 else whole
+        return self._grouped(whole)
+
+    def gathered(self, rows: slice, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Columns that are not zero in some rows: their numbers ``(c,)``, ascending, and values.
+
+        The values are ``(rows, m, c)``, of the type of ``like``.
+        """
+        points = slice(rows.start * self.group, min(rows.stop * self.group, self.n_points))
+        found = [part.gathered(points) for part in self.parts]
+        used = torch.zeros(self.n_parameters, dtype=torch.bool, device=like.device)
+        for places, _ in found:
+            used[places] = True
+        positions, count = used.cumsum(0) - 1, int(used.sum())
+        whole = like.new_zeros(points.stop - points.start, self.n_equations, count)
+        for places, values in found:
+            for equation, columns in enumerate(values):
+                whole[:, equation].index_add_(1, positions[places], columns)
+        return used.nonzero()[:, 0], self._grouped(whole)
+
+    def _grouped(self, whole: Tensor) -> Tensor:
+        """Points' derivatives ``(n, m, any)`` added up to rows': a mean's have its 1 / group."""
+        if self.group == 1:
+            return whole
+        return whole.reshape(-1, self.group, *whole.shape[1:]).sum(1)
 
     def product(self, v: Tensor) -> Tensor:
         """With ``v`` ``(n,)``, ``(rows, m)``."""

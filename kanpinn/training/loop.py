@@ -19,6 +19,7 @@ from torch import Tensor
 from kanpinn.optimisers import Optimiser, StepResult, StopReason, build_optimiser
 from kanpinn.residuals import System
 from kanpinn.sampling import batch_indices
+from kanpinn.training.block_data import BlockData, residual_rows
 from kanpinn.training.control import (
     ErrorSplit,
     is_due,
@@ -29,12 +30,7 @@ from kanpinn.training.control import (
     verdict,
 )
 from kanpinn.training.evaluation import HeldOut, ReferenceErrors, RefinementChange
-from kanpinn.training.objective import (
-    BlockData,
-    ParameterPack,
-    SystemObjective,
-    residual_rows,
-)
+from kanpinn.training.objective import ParameterPack, SystemObjective
 from kanpinn.training.options import AdamPhase, LevenbergMarquardtPhase, Phase, TrainingOptions
 from kanpinn.training.smoothing import Penalty, Roughness
 from kanpinn.training.state import EXTENDED, Observer, RunState, restore, snapshot

@@ -21,6 +21,7 @@ from kanpinn.residuals import ResidualBlock, System
 from kanpinn.sampling import SamplingOptions, sample, sample_graded, stream
 from kanpinn.splines import Knots
 from kanpinn.training.adaptive import adapt_points
+from kanpinn.training.block_data import BlockData, neighbours
 from kanpinn.training.checks import check_blocks, check_smoothness
 from kanpinn.training.control import EXTENSION
 from kanpinn.training.evaluation import (
@@ -32,7 +33,7 @@ from kanpinn.training.evaluation import (
 )
 from kanpinn.training.hierarchy import Hierarchy, Level, Refinement, build_hierarchy, refine_system
 from kanpinn.training.loop import LevelContext, Trainer
-from kanpinn.training.objective import BlockData, ParameterPack, SystemObjective
+from kanpinn.training.objective import ParameterPack, SystemObjective
 from kanpinn.training.options import TrainingOptions
 from kanpinn.training.smoothing import Roughness
 from kanpinn.training.state import (
@@ -114,9 +115,6 @@ class MultilevelRun:
             reason = self._train_levels()
             if reason in RUN_ENDS:
                 break
-            if number < count - 1:
-                self.state.phase, self.state.step, self.state.restarts = 0, 0, 0
-                self.state.optimiser = {}
         self.state.finished = self.state.current.record.stop_reason != StopReason.INTERRUPTED.value
         self.observer.on_checkpoint(self.state)
         return self.state
@@ -143,8 +141,6 @@ class MultilevelRun:
             reason = self._train(level, context, started)
             if reason in (*RUN_ENDS, StopReason.TARGET):
                 break
-            if level is not active[-1]:
-                self.state.phase, self.state.step, self.state.restarts = 0, 0, 0
         return reason
 
     def _train(self, level: Level, context: LevelContext, started: float) -> StopReason:
@@ -221,6 +217,7 @@ class MultilevelRun:
             system = self._initial_system(self._refinements_to(level.index))
         context = self._context(level, system)
         if not resumed:
+            state.phase, state.step, state.restarts, state.optimiser = 0, 0, 0, {}
             record = LevelRecord(
                 extensions=self._extensions(level.index),
                 level=level.index,
@@ -267,7 +264,9 @@ class MultilevelRun:
         extensions = self._extensions(level.index)
         points = {b.name: self._points(b, level, extensions) for b in self.blocks}
         chunk = options.training.chunk
-        data = tuple(BlockData(b, points[b.name], system, chunk) for b in self.blocks)
+        data = tuple(
+            BlockData(b, neighbours(b, points[b.name]), system, chunk) for b in self.blocks
+        )
         held_out = held_out_data(
             self.window, self.blocks, points, options.sampling, system, options.seed, chunk
         )
@@ -338,7 +337,7 @@ class MultilevelRun:
         whole = block.region.kind != "interior" or block.region.n_distinct is not None
         if adaptive is None or before is None or whole or not block.equation:
             return self._spread(block, count, "train", *key)
-        drawn = round(adaptive.share * count)
+        drawn = min(round(adaptive.share * count), count - 1)
         (base,) = self._spread(block, count - drawn, "train", *key)
         (pool,) = self._spread(block, round(adaptive.pool * count), "pool", *key)
         seed = stream(options.seed, "adaptive", *key)

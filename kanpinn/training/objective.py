@@ -4,28 +4,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from fnmatch import fnmatch
 
 import torch
 from torch import Tensor, nn
 
 from kanpinn.errors import ConfigError
-from kanpinn.geometry import Points
-from kanpinn.jets import JetSpec
-from kanpinn.models import Prepared
-from kanpinn.models.knot_layers import KnotLayer
 from kanpinn.optimisers import ParameterLayout
-from kanpinn.residuals import ResidualBlock, System, evaluate_rows, required_jets
+from kanpinn.residuals import ResidualBlock, System, evaluate_rows
 from kanpinn.sampling import QUADRATURE
 from kanpinn.training.accumulate import tree_sum, triangular_factor
+from kanpinn.training.block_data import BlockData, Chunk
 from kanpinn.training.jacobian import ChunkJacobian, Columns, linearise_rows
 from kanpinn.training.linearisation import ChunkedJacobian
 from kanpinn.training.smoothing import Penalty
+from kanpinn.training.squares import Rows, Squares, squares
 
-CHUNK_BYTES = 2**21  # of the widest layer's non-zero features: these then stay in a core's cache
-LINEAR_PARAMETERS = ("coefficients", "bias")  # of a layer: its output is linear in them
-FEATURE_CACHE_BYTES = 2**28  # of the first layer's features, kept from step to step, per block
+BLOCK_ROWS = 256  # of the Jacobian, whose columns that are zero there are left out of its square
+LINEAR_PARAMETERS = (
+    "coefficients",
+    "base_weights",
+    "bias",
+)  # of a layer: its output is linear in them
 
 
 class ParameterPack:
@@ -81,93 +81,6 @@ def group_name(parameter_name: str) -> str:
     if words[0] != "networks":
         return parameter_name
     return ".".join([words[1], f"layer{words[4]}", *words[5:]])
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """Some rows of a block, prepared: what an evaluation walks over."""
-
-    rows: slice
-    points: tuple[Points, ...]
-    prepared: tuple[Mapping[str, Prepared], ...]
-
-
-class BlockData:
-    """A residual block with its points, in fixed chunks.
-
-    Args:
-        block: the residual.
-        points: one :class:`Points` per joined site.
-        system: prepares the points.
-        chunk: rows evaluated at once, or ``None`` for the rule on memory.
-    """
-
-    def __init__(
-        self,
-        block: ResidualBlock,
-        points: Sequence[Points],
-        system: System,
-        chunk: int | None = None,
-    ) -> None:
-        self.block, self.points = block, tuple(points)
-        self.specs = required_jets(block, system)
-        size = chunk or chunk_rows(system, self.specs, block.region.n_sites)
-        self.size = max(1, size // block.group) * block.group
-        self._keep = self._feature_bytes(system) <= FEATURE_CACHE_BYTES
-        self.chunks = tuple(self._prepare(system))
-
-    @property
-    def n_points(self) -> int:
-        """Number of points (of sites, counted once per row)."""
-        return len(self.points[0])
-
-    @property
-    def n_rows(self) -> int:
-        """Number of residual rows."""
-        return self.n_points // self.block.group
-
-    def select(self, index: Tensor, system: System) -> Chunk:
-        """Any rows, for a mini-batch."""
-        points = tuple(p.rows(index) for p in self.points)
-        return Chunk(slice(0, len(index)), points, self._prepared(points, system, keep=False))
-
-    def _prepare(self, system: System) -> Iterator[Chunk]:
-        for start in range(0, self.n_points, self.size):
-            rows = slice(start, min(start + self.size, self.n_points))
-            points = tuple(p.rows(rows) for p in self.points)
-            yield Chunk(rows, points, self._prepared(points, system, self._keep))
-
-    def _prepared(
-        self, points: Sequence[Points], system: System, keep: bool
-    ) -> tuple[Mapping[str, Prepared], ...]:
-        return tuple(
-            {
-                name: system.parts[name].prepare(p.x, spec, p.side, keep, p.normal)
-                for name, spec in self.specs.items()
-            }
-            for p in points
-        )
-
-    def _feature_bytes(self, system: System) -> int:
-        total = 0
-        for name, spec in self.specs.items():
-            width = system.parts[name].network.chain[0].n_features
-            total += spec.n_components * width * self.n_points * len(self.points) * 8
-        return total
-
-
-def chunk_rows(system: System, specs: Mapping[str, JetSpec], n_sites: int) -> int:
-    """Rows per chunk: the widest layer's non-zero feature jets fill about ``CHUNK_BYTES``.
-
-    A power of two between 64 and 4096, a function of the model and the equation alone.
-    """
-    widest = 1
-    for name, spec in specs.items():
-        for layer in system.parts[name].network.chain:
-            local = layer.in_width * (layer.order if isinstance(layer, KnotLayer) else 1)
-            widest = max(widest, spec.n_components * local * n_sites)
-    rows = CHUNK_BYTES // (8 * widest)
-    return 1 << max(6, min(12, rows.bit_length() - 1))
 
 
 class SystemObjective:
@@ -272,6 +185,22 @@ class SystemObjective:
             pieces.append([flat_gradient(weighted, parameters)])
         return tree_sum(pieces)[0]
 
+    def squares(self, theta: Tensor, memory: float) -> Squares:
+        """The square of ``[J | r]`` at ``theta``, its blocks kept if ``memory`` bytes hold them."""
+        theta = theta.detach().clone()
+        self.pack.write(theta)
+        pieces: list[tuple[BlockData, Chunk] | Penalty] = [*self._chunks()]
+        if self.penalty is not None:
+            pieces.append(self.penalty)
+        return squares(
+            pieces=pieces,
+            blocks=self._jacobian_blocks,
+            like=theta.new_empty(self.pack.layout.total + 1),
+            otherwise=lambda u: self.transposed_product(theta, u),
+            memory=memory,
+            workers=self.workers,
+        )
+
     def triangle(self, theta: Tensor) -> Tensor:
         """``R`` of a QR decomposition of ``[J | r]`` at ``theta``, ``(n + 1, n + 1)``."""
         self.pack.write(theta)
@@ -287,8 +216,29 @@ class SystemObjective:
     def _jacobian_piece(self, piece: tuple[BlockData, Chunk]) -> Tensor:
         """``[J | r]`` of one chunk, ``(any, n + 1)``, at the parameters as they stand."""
         rows, scale, jacobian = self._linearised(piece)
-        joined = torch.cat([jacobian.dense(rows), rows[..., None]], -1) * scale[..., None]
-        return joined.flatten(0, 1)
+        return _weighed(jacobian.dense(rows), rows, scale)
+
+    def _jacobian_blocks(self, piece: tuple[BlockData, Chunk] | Penalty) -> Iterator[Rows]:
+        """``[J | r]`` of one chunk or of the penalty, in blocks of rows.
+
+        On a GPU, where finding columns that are zero would take longer than they do, in one block
+        with all columns.
+        """
+        total = self.pack.layout.total
+        if isinstance(piece, Penalty):
+            rows = piece.jacobian_piece(self.pack.layout)
+            yield torch.arange(total + 1, device=rows.device), rows
+            return
+        rows, scale, jacobian = self._linearised(piece)
+        if rows.is_cuda:
+            every = torch.arange(total + 1, device=rows.device)
+            yield every, _weighed(jacobian.dense(rows), rows, scale)
+            return
+        for start in range(0, len(rows), BLOCK_ROWS):
+            some = slice(start, start + BLOCK_ROWS)
+            index, columns = jacobian.gathered(some, rows)
+            last = index.new_tensor([total])
+            yield torch.cat([index, last]), _weighed(columns, rows[some], scale[some])
 
     def _linearised(self, piece: tuple[BlockData, Chunk]) -> tuple[Tensor, Tensor, ChunkJacobian]:
         """Rows of one chunk, the factors that weigh them, and their Jacobian without these."""
@@ -374,6 +324,11 @@ class SystemObjective:
             yield self.penalty.rows().square().sum()
 
 
+def _weighed(columns: Tensor, rows: Tensor, scale: Tensor) -> Tensor:
+    """``[J | r]`` ``(n m, c + 1)`` of ``J`` ``(n, m, c)``, ``r`` and their factors ``(n, m)``."""
+    return (torch.cat([columns, rows[..., None]], -1) * scale[..., None]).flatten(0, 1)
+
+
 def flat_gradient(value: Tensor, parameters: Sequence[Tensor]) -> Tensor:
     """The gradient of a number as one vector; zero for parameters it does not depend on."""
     gradients = torch.autograd.grad(value, parameters, allow_unused=True)
@@ -381,29 +336,3 @@ def flat_gradient(value: Tensor, parameters: Sequence[Tensor]) -> Tensor:
         torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradients, strict=True)
     ]
     return torch.cat([piece.reshape(-1) for piece in pieces])
-
-
-def residual_rows(data: BlockData, system: System) -> Tensor:
-    """All rows ``(n_rows, m)`` of a block, without gradient."""
-    with torch.no_grad():
-        rows = [evaluate_rows(data.block, system, c.points, c.prepared) for c in data.chunks]
-    return torch.cat(rows)
-
-
-def mean_square(data: BlockData, system: System) -> Tensor:
-    """Mean square of a block's rows, summed over chunks in the fixed tree, 0-d."""
-    return _mean(data, system, torch.square)
-
-
-def mean_loss(data: BlockData, system: System) -> Tensor:
-    """Mean of a block's own loss, summed over chunks in the fixed tree, 0-d."""
-    return _mean(data, system, data.block.loss or torch.square)
-
-
-def _mean(data: BlockData, system: System, function: Callable[[Tensor], Tensor]) -> Tensor:
-    with torch.no_grad():
-        parts = (
-            function(evaluate_rows(data.block, system, c.points, c.prepared)) for c in data.chunks
-        )
-        total, count = tree_sum([part.sum(), part.new_tensor(part.numel())] for part in parts)
-    return total / count

@@ -18,7 +18,8 @@ from kanpinn.errors import ConfigError
 from kanpinn.residuals import Coordinates, ResidualBlock, System
 from kanpinn.sampling import QUADRATURE
 from kanpinn.training.accumulate import tree_sum
-from kanpinn.training.objective import BlockData, ParameterPack, SystemObjective, residual_rows
+from kanpinn.training.block_data import BlockData, residual_rows
+from kanpinn.training.objective import ParameterPack, SystemObjective
 from kanpinn.training.options import (
     AttentionOptions,
     BalanceOptions,

@@ -1,0 +1,143 @@
+"""A residual block with its points, prepared and cut into fixed chunks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kanpinn.geometry import Points, neighbour_order
+from kanpinn.jets import JetSpec
+from kanpinn.models import Prepared
+from kanpinn.models.knot_layers import KnotLayer
+from kanpinn.residuals import ResidualBlock, System, evaluate_rows, required_jets
+from kanpinn.training.accumulate import tree_sum
+
+CHUNK_BYTES = 2**21  # of the widest layer's non-zero features: these then stay in a core's cache
+FEATURE_CACHE_BYTES = 2**28  # of the first layer's features, kept from step to step, per block
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some rows of a block, prepared: what an evaluation walks over."""
+
+    rows: slice
+    points: tuple[Points, ...]
+    prepared: tuple[Mapping[str, Prepared], ...]
+
+
+class BlockData:
+    """A residual block with its points, in fixed chunks.
+
+    Args:
+        block: the residual.
+        points: one :class:`Points` per joined site.
+        system: prepares the points.
+        chunk: rows evaluated at once, or ``None`` for the rule on memory.
+    """
+
+    def __init__(
+        self,
+        block: ResidualBlock,
+        points: Sequence[Points],
+        system: System,
+        chunk: int | None = None,
+    ) -> None:
+        self.block, self.points = block, tuple(points)
+        self.specs = required_jets(block, system)
+        size = chunk or chunk_rows(system, self.specs, block.region.n_sites)
+        self.size = max(1, size // block.group) * block.group
+        self._keep = self._feature_bytes(system) <= FEATURE_CACHE_BYTES
+        self.chunks = tuple(self._prepare(system))
+
+    @property
+    def n_points(self) -> int:
+        """Number of points (of sites, counted once per row)."""
+        return len(self.points[0])
+
+    @property
+    def n_rows(self) -> int:
+        """Number of residual rows."""
+        return self.n_points // self.block.group
+
+    def select(self, index: Tensor, system: System) -> Chunk:
+        """Any rows, for a mini-batch."""
+        points = tuple(p.rows(index) for p in self.points)
+        return Chunk(slice(0, len(index)), points, self._prepared(points, system, keep=False))
+
+    def _prepare(self, system: System) -> Iterator[Chunk]:
+        for start in range(0, self.n_points, self.size):
+            rows = slice(start, min(start + self.size, self.n_points))
+            points = tuple(p.rows(rows) for p in self.points)
+            yield Chunk(rows, points, self._prepared(points, system, self._keep))
+
+    def _prepared(
+        self, points: Sequence[Points], system: System, keep: bool
+    ) -> tuple[Mapping[str, Prepared], ...]:
+        return tuple(
+            {
+                name: system.parts[name].prepare(p.x, spec, p.side, keep, p.normal)
+                for name, spec in self.specs.items()
+            }
+            for p in points
+        )
+
+    def _feature_bytes(self, system: System) -> int:
+        total = 0
+        for name, spec in self.specs.items():
+            width = system.parts[name].network.chain[0].n_features
+            total += spec.n_components * width * self.n_points * len(self.points) * 8
+        return total
+
+
+def chunk_rows(system: System, specs: Mapping[str, JetSpec], n_sites: int) -> int:
+    """Rows per chunk: the widest layer's non-zero feature jets fill about ``CHUNK_BYTES``.
+
+    A power of two between 64 and 4096, a function of the model and the equation alone.
+    """
+    widest = 1
+    for name, spec in specs.items():
+        for layer in system.parts[name].network.chain:
+            local = layer.in_width * (layer.order if isinstance(layer, KnotLayer) else 1)
+            widest = max(widest, spec.n_components * local * n_sites)
+    rows = CHUNK_BYTES // (8 * widest)
+    return 1 << max(6, min(12, rows.bit_length() - 1))
+
+
+def neighbours(block: ResidualBlock, points: Sequence[Points]) -> tuple[Points, ...]:
+    """The same points, neighbours beside each other, so that few functions reach into a chunk.
+
+    Groups of points that make one row keep their places.
+    """
+    if block.group > 1 or not len(points[0]):
+        return tuple(points)
+    order = neighbour_order(points[0].x)
+    return tuple(site.rows(order) for site in points)
+
+
+def residual_rows(data: BlockData, system: System) -> Tensor:
+    """All rows ``(n_rows, m)`` of a block, without gradient."""
+    with torch.no_grad():
+        rows = [evaluate_rows(data.block, system, c.points, c.prepared) for c in data.chunks]
+    return torch.cat(rows)
+
+
+def mean_square(data: BlockData, system: System) -> Tensor:
+    """Mean square of a block's rows, summed over chunks in the fixed tree, 0-d."""
+    return _mean(data, system, torch.square)
+
+
+def mean_loss(data: BlockData, system: System) -> Tensor:
+    """Mean of a block's own loss, summed over chunks in the fixed tree, 0-d."""
+    return _mean(data, system, data.block.loss or torch.square)
+
+
+def _mean(data: BlockData, system: System, function: Callable[[Tensor], Tensor]) -> Tensor:
+    with torch.no_grad():
+        parts = (
+            function(evaluate_rows(data.block, system, c.points, c.prepared)) for c in data.chunks
+        )
+        total, count = tree_sum([part.sum(), part.new_tensor(part.numel())] for part in parts)
+    return total / count
