@@ -449,7 +449,7 @@ def test_first_features_are_kept_within_their_budget(monkeypatch: pytest.MonkeyP
     system, blocks = make()
     kept = BlockData(*blocks[0], system)
     assert all(p.first_features is not None for p in kept.chunks[0].prepared[0].values())
-    monkeypatch.setattr("kanpinn.training.objective.FEATURE_CACHE_BYTES", 1000)
+    monkeypatch.setattr("kanpinn.training.block_data.FEATURE_CACHE_BYTES", 1000)
     plain = BlockData(*blocks[0], system)
     assert all(p.first_features is None for p in plain.chunks[0].prepared[0].values())
     assert torch.equal(residual_rows(kept, system), residual_rows(plain, system))
