@@ -23,6 +23,7 @@ from kanpinn.errors import KanpinnError, ProblemError
 from kanpinn.models import ModelOptions, PowerReluLayer, SplineLayer
 from kanpinn.optimisers import OPTIMISERS, AnyOptimiserOptions
 from kanpinn.problem import Problem
+from kanpinn.training.options import AutoPhase
 
 if TYPE_CHECKING:
     from kanpinn.config import ProblemConfig
@@ -149,7 +150,8 @@ def list_bases() -> list[Entry]:
 
 def list_optimisers() -> list[Entry]:
     """The values of ``optimiser`` in a phase."""
-    return [
+    auto = _tagged([AutoPhase], "optimiser")
+    return auto + [
         Entry(entry.name, _first_line(OPTIMISERS[entry.name]))
         for entry in _tagged(get_args(AnyOptimiserOptions), "optimiser")
     ]

@@ -236,7 +236,7 @@ def test_build_fails(folder: Path) -> None:
 # --- the other names ----------------------------------------------------------------------------
 def test_other_lists() -> None:
     assert [entry.name for entry in list_models()] == ["kan", "multichannel", "mlp"]
-    assert [entry.name for entry in list_optimisers()] == list(OPTIMISERS)
+    assert [entry.name for entry in list_optimisers()] == ["auto", *OPTIMISERS]
     assert len(list_bases()) == 2
     lists = [list_models(), list_bases(), list_optimisers()]
     for entries in lists:
@@ -246,4 +246,4 @@ def test_other_lists() -> None:
 def test_every_optimiser_is_listed() -> None:
     from kanpinn.optimisers import AnyOptimiserOptions
 
-    assert len(list_optimisers()) == len(get_args(AnyOptimiserOptions))
+    assert len(list_optimisers()) == 1 + len(get_args(AnyOptimiserOptions))

@@ -43,6 +43,8 @@ class LevelPlan:
         n_points: points trained on, by block.
         steps: of all phases.
         memory_mib: estimate of what training takes beside the program itself.
+        solvers: the linear solver of each phase on these points, ``None`` for other methods than
+            ``lm``, where the level is skipped, and where the rows of a penalty would decide.
     """
 
     level: int
@@ -51,10 +53,54 @@ class LevelPlan:
     n_points: Mapping[str, int]
     steps: int
     memory_mib: float
+    solvers: tuple[str | None, ...]
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data."""
-        return {**asdict(self), "n_intervals": list(self.n_intervals)}
+        lists = {"n_intervals": list(self.n_intervals), "solvers": list(self.solvers)}
+        return {**asdict(self), **lists}
+
+
+@dataclass(frozen=True)
+class PhasePlan:
+    """The optimiser of one phase of a run to come.
+
+    Attributes:
+        optimiser: by name.
+        steps: on each level.
+        reason: why ``optimiser: auto`` became this one; ``None`` where the config names it.
+        solvers: the linear solver of ``lm`` on each level, see :class:`LevelPlan`.
+    """
+
+    optimiser: str
+    steps: tuple[int, ...]
+    reason: str | None
+    solvers: tuple[str | None, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return {**asdict(self), "steps": list(self.steps), "solvers": list(self.solvers)}
+
+    def choice(self) -> str:
+        """What ``auto`` chose and why, in one line."""
+        steps = "/".join(map(str, self.steps if len(set(self.steps)) > 1 else self.steps[:1]))
+        used = list(dict.fromkeys(solver for solver in self.solvers if solver))
+        solver = f"; linear solver {', then '.join(used)}" if used else ""
+        return f"optimiser {self.optimiser} (auto: {self.reason}), {steps} steps a level{solver}"
+
+
+def phase_plans(prepared: Prepared, levels: Sequence[LevelPlan]) -> list[PhasePlan]:
+    """The optimiser of every phase, and how it came to be chosen."""
+    run = prepared.run
+    return [
+        PhasePlan(
+            optimiser=phase.optimiser,
+            steps=tuple(phase.steps_on(level.level) for level in levels),
+            reason=run.reasons.get(number),
+            solvers=tuple(level.solvers[number] for level in levels),
+        )
+        for number, phase in enumerate(run.options.training.phases)
+    ]
 
 
 def plan(prepared: Prepared) -> list[LevelPlan]:
@@ -81,6 +127,7 @@ def plan(prepared: Prepared) -> list[LevelPlan]:
                 n_points=points,
                 steps=sum(level.steps),
                 memory_mib=sizes.total() / MIB,
+                solvers=sizes.solvers(),
             )
         )
     return plans
@@ -114,6 +161,19 @@ class _Sizes:
             sum(self._points(block) for block in blocks)
             + max(step, EVALUATION_BYTES)
             + self._optimiser()
+        )
+
+    def solvers(self) -> tuple[str | None, ...]:
+        """The linear solver of every phase that has one; see :class:`LevelPlan`."""
+        n, rows, training = self.level.n_parameters, self.rows, self.prepared.config.training
+        known = training.smoothing is None or rows >= n
+        return tuple(
+            LevenbergMarquardt(phase).choose(rows, n, self._number).solver
+            if isinstance(phase, LevenbergMarquardtOptions)
+            and phase.steps_on(self.level.index)
+            and known
+            else None
+            for phase in training.phases
         )
 
     @property

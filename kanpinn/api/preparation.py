@@ -42,7 +42,8 @@ class Prepared:
     """A run that could begin.
 
     Attributes:
-        config: resolved.
+        config: resolved, with the optimisers chosen for phases that were ``auto``. This is what
+            a run saves: a resumed run that would choose otherwise is refused like any other config.
         problem: what is to be solved.
         run: the engine on the initial state.
         source: the file of a problem that is not a registered one, if it has a file.
@@ -82,7 +83,8 @@ def prepare(
         run.check_refinements()
         _check_points(run)
         _check_measures(run)
-    return Prepared(resolved, found, run, source)
+    chosen = dataclasses.replace(resolved, training=run.options.training)
+    return Prepared(chosen, found, run, source)
 
 
 def _resolve(config: AnyConfig, overrides: Sequence[str]) -> RunConfig:

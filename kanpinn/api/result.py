@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from kanpinn import __version__
+from kanpinn.api.planning import PhasePlan
 from kanpinn.config import RunConfig
 from kanpinn.io.run_folder import Status, strict_json
 from kanpinn.optimisers import StopReason
@@ -112,6 +113,7 @@ def summarise(
     config: RunConfig,
     options: RunOptions,
     metrics: Mapping[str, float],
+    phases: Sequence[PhasePlan],
 ) -> dict[str, Any]:
     """The content of ``summary.json``.
 
@@ -136,6 +138,7 @@ def summarise(
         "seed": config.seed,
         "version": __version__,
         "levels": [entry.record.as_dict() for entry in state.levels],
+        "phases": [phase.as_dict() for phase in phases],
         "metrics": dict(metrics),
         "steps": state.total_steps,
         "best_level": level.record.level if level else None,

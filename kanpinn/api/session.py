@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 
 from kanpinn.api.continuation import find_run, recall, restored
+from kanpinn.api.planning import phase_plans, plan
 from kanpinn.api.preparation import AnyConfig, AnyProblem, Prepared, prepare
 from kanpinn.api.result import SolveResult, status_of, summarise
 from kanpinn.checkpoint import write_checkpoint
@@ -141,6 +142,7 @@ class _Session:
         self.run = prepared.run
         self.options = self.run.options
         self.config = to_dict(prepared.config)
+        self.phases = phase_plans(prepared, plan(prepared))
         self.status, self.fresh = Status.FAILED, True  # fresh: not merely looked up
         self.earlier: list[Mapping[str, Any]] = []
         if resume:
@@ -226,6 +228,9 @@ class _Session:
             device += f" ({threads} thread{'s' if threads > 1 else ''})"
         config = self.prepared.config
         self._note(f"device {device}, {config.dtype}, seed {config.seed}")
+        for phase in self.phases:
+            if phase.reason:
+                self._note(phase.choice())
         self._note(f"run folder {self.folder.path}")
 
     def _note(self, text: str) -> None:
@@ -264,4 +269,4 @@ class _Session:
 
     def _summary(self, metrics: Mapping[str, float]) -> dict[str, Any]:
         config = self.prepared.config
-        return summarise(self.state, self.status, config, self.options, metrics)
+        return summarise(self.state, self.status, config, self.options, metrics, self.phases)

@@ -12,7 +12,7 @@ from kanpinn.cli.console import number, print_levels, print_pairs, print_table, 
 from kanpinn.cli.options import PATH, all_overrides, as_json, config_arguments, verbose
 
 if TYPE_CHECKING:
-    from kanpinn.api import LevelPlan, Prepared, SolveResult
+    from kanpinn.api import LevelPlan, PhasePlan, Prepared, SolveResult
 
 
 @click.command()
@@ -86,6 +86,7 @@ def validate(
         f"level{'s' if len(levels) > 1 else ''}, {levels[-1].n_parameters} parameters on the "
         f"finest; device {prepared.run.options.device})"
     )
+    _print_choices(api.phase_plans(prepared, api.plan(prepared)))
     return 0
 
 
@@ -117,16 +118,18 @@ def show_result(result: SolveResult, as_json: bool) -> None:
 
 def show_plan(prepared: Prepared, as_json: bool) -> None:
     """Resolved config, levels and memory on stdout."""
-    from kanpinn.api import plan
+    from kanpinn.api import phase_plans, plan
     from kanpinn.config import dump_yaml, to_dict
     from kanpinn.io.run_folder import to_json
 
     levels, config = plan(prepared), to_dict(prepared.config)
+    phases = phase_plans(prepared, levels)
     memory = max(level.memory_mib for level in levels)
     if as_json:
         found: dict[str, Any] = {
             "config": config,
             "device": str(prepared.run.options.device),
+            "phases": [phase.as_dict() for phase in phases],
             "levels": [level.as_dict() for level in levels],
             "memory_mib": memory,
         }
@@ -135,10 +138,18 @@ def show_plan(prepared: Prepared, as_json: bool) -> None:
     click.echo(dump_yaml(config))
     _print_plan(levels)
     click.echo()
+    _print_choices(phases)
     click.echo(
         f"memory for training: about {memory:.0f} MiB on {prepared.run.options.device}, beside the "
         "program itself; nothing was trained or written"
     )
+
+
+def _print_choices(phases: list[PhasePlan]) -> None:
+    """What became of phases with ``optimiser: auto``, a line each."""
+    for phase in phases:
+        if phase.reason:
+            click.echo(phase.choice())
 
 
 def _print_plan(levels: list[LevelPlan]) -> None:

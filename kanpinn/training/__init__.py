@@ -6,6 +6,7 @@ from kanpinn.training.multilevel import MultilevelRun, RunOptions
 from kanpinn.training.options import (
     AdamPhase,
     AttentionOptions,
+    AutoPhase,
     BalanceOptions,
     CausalOptions,
     LBFGSPhase,
@@ -23,6 +24,7 @@ from kanpinn.training.weighting import Weights
 __all__ = [
     "AdamPhase",
     "AttentionOptions",
+    "AutoPhase",
     "BalanceOptions",
     "CausalOptions",
     "Errors",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -23,6 +23,7 @@ from kanpinn.splines import Knots
 from kanpinn.training.adaptive import adapt_points
 from kanpinn.training.block_data import BlockData, neighbours
 from kanpinn.training.checks import check_blocks, check_smoothness
+from kanpinn.training.choice import resolve_phases
 from kanpinn.training.control import EXTENSION
 from kanpinn.training.evaluation import (
     ReferenceErrors,
@@ -72,6 +73,10 @@ class MultilevelRun:
         observer: told of levels, lines and checkpoints.
         state: a state to continue from.
 
+    Attributes:
+        options: with phases that are resolved: no other part of a run meets an ``auto``.
+        reasons: why the phases that were ``auto`` became what they are, by number.
+
     Raises:
         ConfigError: if model, problem and training do not fit together.
     """
@@ -94,10 +99,12 @@ class MultilevelRun:
         check_weighting(self.blocks, problem.coordinates, options.training)
         check_windows(problem, self.blocks, options.training.windows)
         coarse = self._initial_system(())
-        self.hierarchy: Hierarchy = build_hierarchy(coarse, options.training)
+        training, self.reasons = resolve_phases(options.training, self.blocks, coarse)
+        self.options = replace(options, training=training)
+        self.hierarchy: Hierarchy = build_hierarchy(coarse, training)
         check_smoothness(coarse, self.blocks)
         self._check_penalties(coarse)
-        for phase in options.training.phases:
+        for phase in training.phases:
             pack = ParameterPack(coarse, phase.train)
             build_optimiser(phase).init(pack.read(), pack.layout, 1)  # refuses what does not fit
 

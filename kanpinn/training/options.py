@@ -19,7 +19,13 @@ from kanpinn.optimisers import (
 )
 
 Steps = Annotated[int, Ge(0)]
+TrainedGroups = Annotated[
+    tuple[str, ...],
+    "parameter groups trained, as patterns: *, *.coefficients, *.base_weights, *.knots_free, "
+    "scalars.*",
+]
 FIRST_LINES = 4  # logged lines of a phase, before ``refine: auto`` judges it
+MOST_STEPS = 1000  # that a phase takes on a level by default
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,18 +36,40 @@ class PhaseOptions:
         Steps | tuple[Steps, ...],
         "optimiser steps on every level, or a list per level, coarsest first; 0 skips the level; "
         "the last entry holds for all further levels, entries beyond the last level are not used",
-    ] = 1000
-    train: Annotated[
-        tuple[str, ...],
-        "parameter groups trained, as patterns: *, *.coefficients, *.base_weights, *.knots_free, "
-        "scalars.*",
-    ] = ("*",)
+    ] = MOST_STEPS
+    train: TrainedGroups = ("*",)
 
     def steps_on(self, level: int) -> int:
         """Steps on one level."""
-        if isinstance(self.steps, int):
-            return self.steps
-        return self.steps[min(level, len(self.steps) - 1)]
+        return _steps_on(self.steps, level)
+
+
+def _steps_on(steps: int | tuple[int, ...], level: int) -> int:
+    return steps if isinstance(steps, int) else steps[min(level, len(steps) - 1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoPhase:
+    """Chosen before the run, by the problem and its size; the saved config has the choice.
+
+    See :func:`~kanpinn.training.choice.resolve_phases`.
+    """
+
+    optimiser: Annotated[
+        Literal["auto"],
+        "lm if every loss is a sum of squares and no other phase takes mini-batches; otherwise "
+        "ssbroyden up to 2,000 parameters on the finest level, and lbfgs beyond",
+    ] = "auto"
+    steps: Annotated[
+        Literal["auto"] | Steps | tuple[Steps, ...],
+        "as for the others; auto: on every level 60 for lm (with refine: auto four times log_every "
+        "if that is more) and 1000 for the others",
+    ] = "auto"
+    train: TrainedGroups = ("*",)
+
+    def steps_on(self, level: int) -> int:
+        """The most steps it may come to have on one level."""
+        return MOST_STEPS if self.steps == "auto" else _steps_on(self.steps, level)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +102,12 @@ class LevenbergMarquardtPhase(PhaseOptions, LevenbergMarquardtOptions):
 
 
 Phase = (
-    AdamPhase | LBFGSPhase | SelfScaledBFGSPhase | SelfScaledBroydenPhase | LevenbergMarquardtPhase
+    AutoPhase
+    | AdamPhase
+    | LBFGSPhase
+    | SelfScaledBFGSPhase
+    | SelfScaledBroydenPhase
+    | LevenbergMarquardtPhase
 )
 
 
@@ -241,7 +274,7 @@ class TrainingOptions:
         Literal["prolongation", "least_squares"],
         "how coefficients reach the next level: exactly, or refitted (grid extension, a baseline)",
     ] = "prolongation"
-    phases: Annotated[tuple[Phase, ...], "what is done on every level, in order"] = (LBFGSPhase(),)
+    phases: Annotated[tuple[Phase, ...], "what is done on every level, in order"] = (AutoPhase(),)
     attention: Annotated[AttentionOptions | None, "residual-based attention"] = None
     balance: Annotated[BalanceOptions | None, "factors that balance the blocks' losses"] = None
     causal: Annotated[CausalOptions | None, "weights that respect the order of time"] = None
