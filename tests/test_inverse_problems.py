@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, TypeAlias
@@ -11,13 +12,17 @@ from typing import Any, TypeAlias
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from difference_sites import largest_residuals, reference_of, scaled, site_of
 
 import kanpinn
 from kanpinn.api.preparation import prepare
+from kanpinn.cli import main
 from kanpinn.errors import ConfigError, ProblemError
+from kanpinn.geometry import Box, FixedPoints, Points
 from kanpinn.models import KANOptions
-from kanpinn.problem import build_system
+from kanpinn.problem import Problem, build_system
+from kanpinn.residuals import ResidualBlock, Site
 from kanpinn.sampling import sample, stream
 from kanpinn_problems.burgers_inverse import BurgersInverse
 from kanpinn_problems.diffusion_inverse import DiffusionInverse
@@ -195,3 +200,113 @@ def test_diffusion_coefficient_is_found(tmp_path: Path, dimension: int, bound: f
     result = kanpinn.solve(tiny(problem, 30), out=tmp_path / "run")
     assert result.metrics["rel_l2_a"] < bound
     assert result.metrics["rel_l2_u"] < 0.01
+
+
+# --- unknowns that nothing determines -------------------------------------------------------------
+@dataclass
+class Unknowns(Problem):
+    """``u_xx + k u = 0`` on [-1, 1] with k unknown and values of u given, if ``use`` says so."""
+
+    use: str = "k"
+    start: float = 1.0
+    weight: float = 1.0
+    count: int = 5
+
+    def __post_init__(self) -> None:
+        self.domain = Box((-1.0,), (1.0,))
+        self.scalars = {"shift": 0.5, "k": self.start}
+        self.fields = ("u", "v")
+        self.networks = {"main": ("u",), "other": ("v",)}
+
+    def residual(self, p: Site) -> torch.Tensor:
+        k = p.scalars.k
+        factor = {
+            "k": lambda: k,
+            "square": lambda: k**2,
+            "part": lambda: torch.where(p.x > 0.99, k, 1.0),  # where few of the points are
+            "number": k.detach,
+        }.get(self.use, lambda: torch.tensor(2.0))()
+        balance: torch.Tensor = p.u.xx + factor * p.u
+        return balance if self.use == "one network" else balance + p.v - p.scalars.shift
+
+    def blocks(self) -> tuple[ResidualBlock, ...]:
+        x = torch.linspace(-1, 1, self.count, dtype=torch.float64)[:, None]
+        points = FixedPoints(Points(x, data={"u": torch.cos(x[:, 0])}))
+
+        def misfit(p: Site) -> torch.Tensor:
+            rest = p.scalars.k if self.use == "data" else 0.0
+            return p.u.value - p.data["u"] + rest
+
+        return (*super().blocks(), ResidualBlock("data", points, misfit, weight=self.weight))
+
+
+def unknowns(**parameters: Any) -> Any:
+    return prepare({"sampling": {"interior": 300}}, (), Unknowns(**parameters))
+
+
+@pytest.mark.parametrize("use", ["k", "square", "data", "part"])
+def test_scalars_in_any_residual_are_accepted(use: str) -> None:
+    prepared = unknowns(use=use)
+    assert list(prepared.problem.scalars) == ["shift", "k"]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "words"),
+    [
+        ({"use": "nothing"}, "scalars: no residual depends on 'k', so that nothing determines it"),
+        ({"use": "number"}, "scalars: no residual depends on 'k'"),  # taken out of the graph
+        ({"use": "data", "weight": 0.0}, "scalars: no residual depends on 'k'"),
+        (
+            {"use": "square", "start": 0.0},
+            "derivative of every residual with respect to 'k' is zero where training starts.*"
+            "another start than 0",
+        ),
+        (
+            {"use": "one network"},
+            r"network 'other' \(v\): no residual depends on it, so that nothing determines it",
+        ),
+        ({"count": 0}, "region 'data': no points given, allowed: at least one"),
+    ],
+)
+def test_unknowns_that_nothing_determines_are_refused(
+    parameters: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(kanpinn.KanpinnError, match=words) as caught:
+        unknowns(**parameters)
+    assert caught.value.exit_code == 2
+    assert "\n" not in str(caught.value)
+
+
+def test_refusal_leaves_nothing_behind(tmp_path: Path) -> None:
+    with pytest.raises(ProblemError, match="no residual depends on 'k'"):
+        kanpinn.solve(tiny({}, 1) | {"problem": {}}, out=tmp_path / "run", problem=Unknowns("none"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_own_problem_is_refused_on_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own.py").write_text(
+        "from kanpinn import Box, Problem\n\n\n"
+        "class Own(Problem):\n"
+        "    domain = Box((0.0,), (1.0,))\n"
+        "    scalars = {'nu': 0.3}\n\n"
+        "    def residual(self, p):\n"
+        "        return p.u.xx - 1.0\n"
+    )
+    (tmp_path / "own.yaml").write_text("problem: own.py:Own\n")
+    (tmp_path / "empty.csv").write_text("")
+    monkeypatch.chdir(tmp_path)
+    table = f"problem={{name: tabular, file: {tmp_path / 'empty.csv'}}}"
+    for arguments, words in (
+        (("solve", "own.yaml"), "own.yaml: scalars: no residual depends on 'nu'"),
+        (("validate", "own.yaml"), "own.yaml: scalars: no residual depends on 'nu'"),
+        (("solve", "own.yaml", "problem={name: burgers_inverse, n_data: 0}"), "n_data: found 0"),
+        (("solve", "own.yaml", "problem={name: diffusion_inverse, n_data: 0}"), "n_data: found 0"),
+        (("solve", "own.yaml", table), "is empty"),
+    ):
+        result = CliRunner().invoke(main, arguments)
+        assert result.exit_code == 2, result.output
+        assert len(result.stderr.splitlines()) == 1
+        assert words in result.stderr
+    assert not (tmp_path / "runs").exists()

@@ -82,6 +82,7 @@ def prepare(
         run = MultilevelRun(found, run_options(resolved))
         run.check_refinements()
         _check_points(run)
+        run.check_scalars()
         _check_measures(run)
     chosen = dataclasses.replace(resolved, training=run.options.training)
     return Prepared(chosen, found, run, source)

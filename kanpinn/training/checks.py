@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+
+import torch
 
 from kanpinn.errors import ConfigError, ProblemError
 from kanpinn.models import KnotNetwork
-from kanpinn.residuals import ResidualBlock, System, required_jets
+from kanpinn.residuals import ResidualBlock, System, evaluate_rows, required_jets
+from kanpinn.training.block_data import BlockData
 from kanpinn.training.options import LevenbergMarquardtPhase, TrainingOptions
 
 
@@ -55,3 +58,61 @@ def check_smoothness(system: System, blocks: Sequence[ResidualBlock]) -> None:
                 f"model.activation: too rough for {block.name!r}, which takes derivatives of "
                 f"order {spec.order}; allowed: tanh, silu, gelu, sin"
             )
+
+
+def check_networks(system: System, blocks: Sequence[ResidualBlock]) -> None:
+    """Refuse a network whose fields are in no residual that counts.
+
+    Raises:
+        ProblemError: naming the network and its fields.
+    """
+    used = {name for block in blocks if block.weight for name in required_jets(block, system)}
+    for name, part in system.parts.items():
+        if name not in used:
+            raise ProblemError(
+                f"network {name!r} ({', '.join(part.fields)}): no residual depends on it, so that "
+                "nothing determines it; allowed: fields that the equation, a condition or data use"
+            )
+
+
+def check_scalars(system: System, data: Iterable[BlockData]) -> None:
+    """Refuse a scalar that no residual depends on: its columns of the Jacobian are zero.
+
+    At most one pass over the points, and only until every scalar was seen to count.
+
+    Args:
+        system: as training starts.
+        data: the blocks with the points that are trained on first.
+
+    Raises:
+        ProblemError: naming the scalar, and whether residuals use it at all.
+    """
+    used: set[str] = set()
+    idle = set(system.scalars)
+    generator = torch.Generator().manual_seed(0)
+    for entry in data if idle else ():
+        for chunk in entry.chunks if entry.block.weight else ():
+            rows = evaluate_rows(entry.block, system, chunk.points, chunk.prepared)
+            if not rows.requires_grad:
+                continue
+            # Random weights, so that the derivatives of several rows do not cancel.
+            weights = torch.randn(rows.shape, generator=generator, dtype=torch.float64).to(rows)
+            scalars = tuple(system.scalars.values())
+            slopes = torch.autograd.grad((weights * rows).sum(), scalars, allow_unused=True)
+            found = {k: v for k, v in zip(system.scalars, slopes, strict=True) if v is not None}
+            used |= set(found)
+            idle -= {name for name, slope in found.items() if float(slope)}
+            if not idle:
+                return
+    for name in (name for name in system.scalars if name in idle):
+        start, lost = float(system.scalars[name].detach()), "so that nothing determines it"
+        if name in used:
+            raise ProblemError(
+                f"scalars: the derivative of every residual with respect to {name!r} is zero where "
+                f"training starts, {lost}; allowed: another start than {start:g}, or residuals "
+                "that depend on it there"
+            )
+        raise ProblemError(
+            f"scalars: no residual depends on {name!r}, {lost}; allowed: scalars that the "
+            "equation, a condition or data use"
+        )

@@ -22,7 +22,7 @@ from kanpinn.sampling import SamplingOptions, sample, sample_graded, stream
 from kanpinn.splines import Knots
 from kanpinn.training.adaptive import adapt_points
 from kanpinn.training.block_data import BlockData, neighbours
-from kanpinn.training.checks import check_blocks, check_smoothness
+from kanpinn.training.checks import check_blocks, check_networks, check_scalars, check_smoothness
 from kanpinn.training.choice import resolve_phases
 from kanpinn.training.control import EXTENSION
 from kanpinn.training.evaluation import (
@@ -102,6 +102,7 @@ class MultilevelRun:
         training, self.reasons = resolve_phases(options.training, self.blocks, coarse)
         self.options = replace(options, training=training)
         self.hierarchy: Hierarchy = build_hierarchy(coarse, training)
+        check_networks(coarse, self.blocks)
         check_smoothness(coarse, self.blocks)
         self._check_penalties(coarse)
         for phase in training.phases:
@@ -190,6 +191,19 @@ class MultilevelRun:
                 system = self._refine(system, level - 1, level)
             except (NestingError, ConditioningError, KnotError) as error:
                 raise ConfigError(f"training.refine: from level {level - 1}: {error}") from error
+
+    def check_scalars(self) -> None:
+        """Take the scalars' derivatives on the points that training starts with.
+
+        Raises:
+            ProblemError: if no residual depends on one of them.
+        """
+        level = next(level for level in self.hierarchy.levels if any(level.steps))
+        system = self._initial_system(self._refinements_to(level.index))
+        chunk = self.options.training.chunk
+        check_scalars(
+            system, (BlockData(b, self._points(b, level, 0), system, chunk) for b in self.blocks)
+        )
 
     def _roughness(self, system: System) -> Roughness | None:
         smoothing = self.options.training.smoothing
