@@ -272,7 +272,10 @@ WRONG = [
     ("training.phases.1.train=[]", "training.phases.1.train: found the list [], allowed: at l"),
     ("training.phases.0.train=all", "training.phases.0.train: found 'all', allowed: a list (each:"),
     ("training.refine=[8]", "training.refine: found 1 refinements, 1 levels need 0"),
-    ("training.refine=diadic", "training.refine: found 'diadic', allowed: dyadic or auto or a"),
+    (
+        "training.refine=diadic",
+        "training.refine: found 'diadic', allowed: dyadic, auto or adaptive or a",
+    ),
     ("training.time_limit=0", "training.time_limit: found 0, allowed: a number above 0 or null"),
     ("seed=-1", "seed: found -1, allowed: an integer of at least 0"),
     ("seed=1.5", "seed: found 1.5, allowed: an integer of at least 0"),

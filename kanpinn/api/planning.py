@@ -10,7 +10,7 @@ import torch
 
 from kanpinn.api.preparation import Prepared
 from kanpinn.jets import JetSpec
-from kanpinn.models import KnotLayer, KnotNetwork, Layer, SplineLayer
+from kanpinn.models import KnotLayer, Layer, SplineLayer
 from kanpinn.optimisers import (
     LBFGSOptions,
     LevenbergMarquardt,
@@ -24,7 +24,7 @@ from kanpinn.residuals import ResidualBlock, System, n_equations, required_jets
 from kanpinn.training import Level
 from kanpinn.training.block_data import FEATURE_CACHE_BYTES, chunk_rows
 from kanpinn.training.evaluation import EVALUATION_BYTES
-from kanpinn.training.hierarchy import first_network
+from kanpinn.training.hierarchy import first_knots
 
 MIB = 2.0**20
 # Measured, as far as they are not plain: peaks beside those of a small run.
@@ -45,6 +45,7 @@ class LevelPlan:
         memory_mib: estimate of what training takes beside the program itself.
         solvers: the linear solver of each phase on these points, ``None`` for other methods than
             ``lm``, where the level is skipped, and where the rows of a penalty would decide.
+        at_most: whether intervals and parameters are the most that training may arrive at.
     """
 
     level: int
@@ -54,6 +55,7 @@ class LevelPlan:
     steps: int
     memory_mib: float
     solvers: tuple[str | None, ...]
+    at_most: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data."""
@@ -112,8 +114,7 @@ def plan(prepared: Prepared) -> list[LevelPlan]:
     options = run.options
     system = build_system(run.problem, options.model, torch.Generator().manual_seed(options.seed))
     specs = {block.name: required_jets(block, system) for block in run.blocks}
-    network = first_network(system)
-    knots = network.knots if isinstance(network, KnotNetwork) else ()
+    knots = first_knots(system)
     plans = []
     for level in run.hierarchy.levels:
         knots = level.refinement.apply(knots) if level.refinement else knots
@@ -128,6 +129,7 @@ def plan(prepared: Prepared) -> list[LevelPlan]:
                 steps=sum(level.steps),
                 memory_mib=sizes.total() / MIB,
                 solvers=sizes.solvers(),
+                at_most=level.at_most,
             )
         )
     return plans

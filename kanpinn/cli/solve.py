@@ -83,7 +83,8 @@ def validate(
     levels = prepared.run.hierarchy.levels
     click.echo(
         f"{config}: OK ({prepared.config.problem.name}; {len(levels)} "
-        f"level{'s' if len(levels) > 1 else ''}, {levels[-1].n_parameters} parameters on the "
+        f"level{'s' if len(levels) > 1 else ''}, {'at most ' if levels[-1].at_most else ''}"
+        f"{levels[-1].n_parameters} parameters on the "
         f"finest; device {prepared.run.options.device})"
     )
     _print_choices(api.phase_plans(prepared, api.plan(prepared)))
@@ -158,7 +159,7 @@ def _print_plan(levels: list[LevelPlan]) -> None:
         (
             str(level.level),
             "/".join(map(str, level.n_intervals)) or "-",
-            str(level.n_params),
+            f"<= {level.n_params}" if level.at_most else str(level.n_params),
             str(sum(level.n_points.values())),
             str(level.steps),
             f"{level.memory_mib:.0f}",

@@ -193,6 +193,17 @@ class Knots:
         ]
         return Knots(self.order, tuple(fine), self.uniform)
 
+    def bisected(self, intervals: Sequence[Sequence[int]]) -> Knots:
+        """The midpoints of some intervals as further knots, one sequence of numbers per channel.
+
+        Raises:
+            KnotError: if the sequences do not match the channels, or an interval is too short.
+        """
+        pairs = zip(self.breakpoints, intervals, strict=False)
+        return self.inserted(
+            [[float(t[j] + 0.5 * (t[j + 1] - t[j])) for j in row] for t, row in pairs]
+        )
+
     def inserted(self, points: Sequence[Sequence[float]]) -> Knots:
         """Knots with further interior knots, one sequence of points per channel.
 

@@ -25,9 +25,9 @@ def check_blocks(blocks: Sequence[ResidualBlock], training: TrainingOptions) -> 
     if repeated:
         raise ProblemError(f"two residual blocks are called {sorted(repeated)[0]!r}")
     general = [block.name for block in blocks if not block.is_least_squares]
-    if general and training.adapts:
+    if general and (training.adapts or training.marks):
         raise ConfigError(
-            "training.refine: found 'auto', which compares sums of squares, and "
+            f"training.refine: found {training.refine!r}, which compares sums of squares, and "
             f"{general[0]!r} has a loss of its own; allowed: dyadic, or a list"
         )
     for number, phase in enumerate(training.phases):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 
-from kanpinn.errors import ConfigError
+from kanpinn.errors import ConditioningError, ConfigError, KnotError, NestingError
 from kanpinn.models import FieldNetwork, KnotNetwork, Network
 from kanpinn.residuals import System
 from kanpinn.splines import Knots
@@ -23,14 +24,36 @@ class Refinement:
     Attributes:
         layers: per layer, whether to halve every interval (a flag), the new number of intervals,
             or the new breakpoints.
+        share: where a flag is set, halve this share of the layer's intervals instead of all.
+            Training decides which (:mod:`kanpinn.training.knot_insertion`).
     """
 
     layers: tuple[bool | LayerKnots, ...]
+    share: float | None = None
 
     def apply(self, knots: Sequence[Knots]) -> tuple[Knots, ...]:
-        """The finer knots, layer by layer."""
+        """The finer knots, layer by layer; of a share, for plans, the longest intervals."""
         pairs = zip(knots, self.layers, strict=True)
-        return tuple(_refine(k, rule, number) for number, (k, rule) in enumerate(pairs))
+        return tuple(self._finer(k, rule, number) for number, (k, rule) in enumerate(pairs))
+
+    def count(self, knots: Knots) -> int:
+        """How many intervals of a layer are halved at most, where there is a share."""
+        assert self.share is not None
+        return max(1, round(self.share * sum(knots.n_intervals)))
+
+    def _finer(self, knots: Knots, rule: bool | LayerKnots, layer: int) -> Knots:
+        if self.share is None or not rule:
+            return _refine(knots, rule, layer)
+        lengths = [t.diff().tolist() for t in knots.breakpoints]
+        return knots.bisected(largest(lengths, self.count(knots)))
+
+
+def largest(values: Sequence[Sequence[float]], count: int) -> list[list[int]]:
+    """Where the largest values of all rows are, in every row; of equal ones the first."""
+    places = [(p, j) for p, row in enumerate(values) for j in range(len(row))]
+    places.sort(key=lambda place: -values[place[0]][place[1]])
+    chosen = sorted(places[:count])
+    return [[j for q, j in chosen if q == p] for p in range(len(values))]
 
 
 def _refine(knots: Knots, rule: bool | LayerKnots, layer: int) -> Knots:
@@ -67,8 +90,8 @@ class Level:
     Attributes:
         index: 0 is the coarsest.
         steps: optimiser steps of every stage (phase, and penalty where there are some).
-        refinements: how its knots follow from those of the level before; none on level 0.
-        n_intervals: knot intervals of the first channel, per layer.
+        refinement: how its knots follow from those of the level before; none on level 0.
+        n_intervals: knot intervals per layer, the rounded mean over its channels.
         n_parameters: trainable numbers.
     """
 
@@ -77,6 +100,11 @@ class Level:
     refinement: Refinement | None
     n_intervals: tuple[int, ...]
     n_parameters: int
+
+    @property
+    def at_most(self) -> bool:
+        """Whether training may make less of it than its intervals and parameters."""
+        return self.refinement is not None and self.refinement.share is not None
 
 
 @dataclass(frozen=True)
@@ -90,13 +118,25 @@ class Hierarchy:
         for level in self.levels:
             intervals = "/".join(str(n) for n in level.n_intervals) or "-"
             steps = "+".join(str(n) for n in level.steps)
-            lines.append(f"{level.index:>5}  {intervals:<14}  {level.n_parameters:>10}  {steps}")
+            count = f"{'<= ' if level.at_most else ''}{level.n_parameters}"
+            lines.append(f"{level.index:>5}  {intervals:<14}  {count:>10}  {steps}")
         return "\n".join(lines)
 
 
 def first_network(system: System) -> Network:
-    """The network the hierarchy is described by: all of a system's share their knots."""
+    """The network the hierarchy is described by: all of a system's are on as many knots."""
     return next(iter(system.parts.values())).network
+
+
+def first_knots(system: System) -> tuple[Knots, ...]:
+    """Its knots per layer, none if it has none."""
+    network = first_network(system)
+    return network.knots if isinstance(network, KnotNetwork) else ()
+
+
+def mean_intervals(knots: Sequence[Knots]) -> tuple[int, ...]:
+    """Knot intervals per layer, the rounded mean over its channels."""
+    return tuple(round(sum(k.n_intervals) / k.channels) for k in knots)
 
 
 def build_hierarchy(system: System, options: TrainingOptions) -> Hierarchy:
@@ -112,12 +152,13 @@ def build_hierarchy(system: System, options: TrainingOptions) -> Hierarchy:
         raise ConfigError(
             f"training.levels: found {options.levels}; a model without knots has one level"
         )
-    if not isinstance(network, KnotNetwork) and options.adapts:
+    if not isinstance(network, KnotNetwork) and (options.adapts or options.marks):
         raise ConfigError(
-            "training.refine: found 'auto', allowed: dyadic, because the model has no knots"
+            f"training.refine: found {options.refine!r}, allowed: dyadic, because the model has no "
+            "knots"
         )
     levels: list[Level] = []
-    knots = network.knots if isinstance(network, KnotNetwork) else ()
+    knots = first_knots(system)
     for index in range(options.levels):
         rule = _refinement(options, index, len(knots)) if index else None
         if rule is not None:
@@ -127,7 +168,7 @@ def build_hierarchy(system: System, options: TrainingOptions) -> Hierarchy:
                 index=index,
                 steps=tuple(phase.steps_on(index) for phase, _ in options.stages),
                 refinement=rule,
-                n_intervals=tuple(k.n_intervals[0] for k in knots),
+                n_intervals=mean_intervals(knots),
                 n_parameters=_count_parameters(system, knots),
             )
         )
@@ -142,7 +183,7 @@ def _refinement(options: TrainingOptions, index: int, n_layers: int) -> Refineme
                 f"training.refine_layers: found {len(flags)} entries, the network has "
                 f"{n_layers} layers"
             )
-        return Refinement(tuple(flags))
+        return Refinement(tuple(flags), options.refine_share if options.marks else None)
     rule = options.refine[index - 1]
     layers = (rule,) * n_layers if isinstance(rule, int) else rule
     if len(layers) != n_layers:
@@ -173,14 +214,32 @@ def refine_system(system: System, refinement: Refinement, transfer: str) -> Syst
     Raises:
         NestingError: if knots do not nest and the transfer is exact.
     """
-    parts = {}
-    for name, part in system.parts.items():
-        network = part.network
-        assert isinstance(network, KnotNetwork)
-        fine = refinement.apply(network.knots)
-        exact = transfer == "prolongation"
-        parts[name] = part.with_network(network.refined(fine) if exact else network.refitted(fine))
+    fine = {name: refinement.apply(net.knots) for name, net in knot_networks(system).items()}
+    return on_knots(system, fine, transfer)
+
+
+def on_knots(system: System, knots: Mapping[str, Sequence[Knots]], transfer: str) -> System:
+    """The same with the knots of every network given, layer by layer."""
+    exact, parts = transfer == "prolongation", {}
+    for name, net in knot_networks(system).items():
+        finer = net.refined(knots[name]) if exact else net.refitted(knots[name])
+        parts[name] = system.parts[name].with_network(finer)
     return with_parts(system, parts)
+
+
+def knot_networks(system: System) -> dict[str, KnotNetwork]:
+    """All networks, which are ones on knots."""
+    networks = {name: part.network for name, part in system.parts.items()}
+    return {name: net for name, net in networks.items() if isinstance(net, KnotNetwork)}
+
+
+@contextmanager
+def naming_level(level: int) -> Iterator[None]:
+    """What is wrong with knots, as an error of the refinement from that level."""
+    try:
+        yield
+    except (NestingError, ConditioningError, KnotError) as error:
+        raise ConfigError(f"training.refine: from level {level}: {error}") from error
 
 
 def with_parts(system: System, parts: dict[str, FieldNetwork]) -> System:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from kanpinn.errors import ConditioningError, ConfigError, KnotError, NestingError
+from kanpinn.errors import ConfigError
 from kanpinn.geometry import Points
 from kanpinn.models import ModelOptions
 from kanpinn.optimisers import StopReason, build_optimiser
@@ -32,7 +32,18 @@ from kanpinn.training.evaluation import (
     held_out_equations,
     predict,
 )
-from kanpinn.training.hierarchy import Hierarchy, Level, Refinement, build_hierarchy, refine_system
+from kanpinn.training.hierarchy import (
+    Hierarchy,
+    Level,
+    Refinement,
+    build_hierarchy,
+    first_knots,
+    mean_intervals,
+    naming_level,
+    on_knots,
+    refine_system,
+)
+from kanpinn.training.knot_insertion import adaptive_knots, as_splines
 from kanpinn.training.loop import LevelContext, Trainer
 from kanpinn.training.objective import ParameterPack, SystemObjective
 from kanpinn.training.options import TrainingOptions
@@ -48,6 +59,7 @@ from kanpinn.training.state import (
 from kanpinn.training.weighting import Weights, check_weighting
 from kanpinn.training.windows import check_windows, evaluation_points, window_problem
 
+AllPoints = dict[str, tuple[Points, ...]]  # by block
 RUN_ENDS = (StopReason.INTERRUPTED, StopReason.TIME, StopReason.NON_FINITE)
 
 
@@ -187,10 +199,10 @@ class MultilevelRun:
         first, *rest = [level.index for level in self.hierarchy.levels if any(level.steps)]
         system = self._initial_system(self._refinements_to(first))
         for level in range(first + 1, rest[-1] + 1 if rest else 0):
-            try:
+            with naming_level(level - 1):
+                if self.options.training.marks:
+                    as_splines(system)  # refuses what could not be judged
                 system = self._refine(system, level - 1, level)
-            except (NestingError, ConditioningError, KnotError) as error:
-                raise ConfigError(f"training.refine: from level {level - 1}: {error}") from error
 
     def check_scalars(self) -> None:
         """Take the scalars' derivatives on the points that training starts with.
@@ -233,7 +245,7 @@ class MultilevelRun:
             # Under the weakest penalty training ends rougher than what it found best.
             choice = self.options.training.smoothing is not None
             previous = state.current.best_system() if choice else state.current.system
-            system = self._refine(previous, state.current.record.level, level.index)
+            system = self._next(previous, level)
         else:
             system = self._initial_system(self._refinements_to(level.index))
         context = self._context(level, system)
@@ -242,7 +254,7 @@ class MultilevelRun:
             record = LevelRecord(
                 extensions=self._extensions(level.index),
                 level=level.index,
-                n_intervals=list(level.n_intervals),
+                n_intervals=list(mean_intervals(first_knots(system))),
                 n_params=system.n_parameters,
                 n_points=sum(data.n_points for data in context.data),
                 window=self.number,
@@ -280,14 +292,28 @@ class MultilevelRun:
             system = refine_system(system, level.refinement, self.options.training.transfer)
         return system
 
+    def _next(self, previous: System, level: Level) -> System:
+        """The networks of a level, from those of the level before."""
+        rule = level.refinement
+        if rule is None or rule.share is None:
+            return self._refine(previous, self.state.current.record.level, level.index)
+        points = self._all_points(level)
+        with naming_level(level.index - 1):
+            fine = adaptive_knots(previous, lambda system: self._data(points, system), rule)
+            return on_knots(previous, fine, self.options.training.transfer)
+
+    def _all_points(self, level: Level) -> AllPoints:
+        extensions = self._extensions(level.index)
+        return {b.name: self._points(b, level, extensions) for b in self.blocks}
+
+    def _data(self, points: AllPoints, system: System) -> tuple[BlockData, ...]:
+        pairs = [(block, neighbours(block, points[block.name])) for block in self.blocks]
+        return tuple(BlockData(*pair, system, self.options.training.chunk) for pair in pairs)
+
     def _context(self, level: Level, system: System) -> LevelContext:
         options, like = self.options, next(iter(system.parameters()))
-        extensions = self._extensions(level.index)
-        points = {b.name: self._points(b, level, extensions) for b in self.blocks}
-        chunk = options.training.chunk
-        data = tuple(
-            BlockData(b, neighbours(b, points[b.name]), system, chunk) for b in self.blocks
-        )
+        points, chunk = self._all_points(level), options.training.chunk
+        data = self._data(points, system)
         held_out = held_out_data(
             self.window, self.blocks, points, options.sampling, system, options.seed, chunk
         )

@@ -213,6 +213,21 @@ class SystemObjective:
         below = self.penalty.jacobian_piece(self.pack.layout)
         return torch.linalg.qr(torch.cat([factor, below]), mode="r").R
 
+    def single_gains(self, theta: Tensor) -> Tensor:
+        """By how much changing one parameter alone lowers the loss, for each of them, ``(n,)``.
+
+        ``(J^T r)_i^2 / (J^T J)_ii``, right for residuals that are linear in it; zero where they
+        do not depend on it.
+        """
+        self.pack.write(theta)
+        products, norms = torch.zeros_like(theta), torch.zeros_like(theta)
+        for chunk in self._chunks():
+            for index, rows in self._jacobian_blocks(chunk):
+                columns, residuals = rows[:, :-1], rows[:, -1]
+                products[index[:-1]] += columns.mT @ residuals
+                norms[index[:-1]] += columns.square().sum(0)
+        return torch.where(norms > 0, products.square() / norms, 0.0)
+
     def _jacobian_piece(self, piece: tuple[BlockData, Chunk]) -> Tensor:
         """``[J | r]`` of one chunk, ``(any, n + 1)``, at the parameters as they stand."""
         rows, scale, jacobian = self._linearised(piece)

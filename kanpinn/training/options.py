@@ -255,11 +255,18 @@ class TrainingOptions:
         "time windows of equal length, solved one after the other, each by all levels and phases",
     ] = 1
     refine: Annotated[
-        Literal["dyadic", "auto"] | tuple[int | tuple[LayerKnots, ...], ...],
+        Literal["dyadic", "auto", "adaptive"] | tuple[int | tuple[LayerKnots, ...], ...],
         "dyadic; auto: dyadic too, but a level ends once its points, its knots or the optimiser "
-        "limit it, with steps as the most it may take; or per refinement the new number of "
-        "intervals, or a list per layer of numbers of intervals or of breakpoints on [-1, 1]",
+        "limit it, with steps as the most it may take; adaptive: only the intervals whose halves "
+        "promise the lowest loss are halved; or per refinement the new number of intervals, or a "
+        "list per layer of numbers of intervals or of breakpoints on [-1, 1]",
     ] = "dyadic"
+    refine_share: Annotated[
+        float,
+        Gt(0),
+        Le(1),
+        "with refine: adaptive, the share of a layer's intervals that a refinement halves",
+    ] = 0.5
     max_extensions: Annotated[
         int,
         Ge(0),
@@ -268,7 +275,8 @@ class TrainingOptions:
         "those that follow, where they are what limits it",
     ] = 2
     refine_layers: Annotated[
-        tuple[bool, ...] | None, "which layers a dyadic refinement refines; all by default"
+        tuple[bool, ...] | None,
+        "which layers are refined where refine is no list; all by default",
     ] = None
     transfer: Annotated[
         Literal["prolongation", "least_squares"],
@@ -311,6 +319,12 @@ class TrainingOptions:
         trained = [level for level in range(self.levels) if self.steps_on(level)]
         if not trained:
             raise ConfigError("training.phases: all steps are 0, so there is nothing to do")
+        if self.marks and len(trained) < self.levels:
+            raise ConfigError(
+                f"training.phases: {self.levels - len(trained)} of {self.levels} levels have no "
+                "steps, allowed: some on every level with refine: adaptive, because trained "
+                "networks show where knots are needed"
+            )
         if self.target.estimated_error is not None and len(trained) < 2:
             raise ConfigError(
                 "training.target.estimated_error: found "
@@ -343,6 +357,11 @@ class TrainingOptions:
     def adapts(self) -> bool:
         """Whether levels end by what limits them."""
         return self.refine == "auto"
+
+    @property
+    def marks(self) -> bool:
+        """Whether trained networks decide where knots are inserted."""
+        return self.refine == "adaptive"
 
     @property
     def estimates(self) -> bool:
