@@ -30,7 +30,8 @@ def rows() -> Iterator[tuple[str, str, list[str], list[int]]]:
     """Per row: model, schedule, what it changes in the config, epochs per level."""
     for basis in ("kan", "multichannel"):
         for schedule, epochs in SCHEDULES.items():
-            yield basis, schedule, [f"model.type={basis}"], list(epochs)
+            model = [f"model.type={basis}", "model.intervals=5", "training.levels=4"]
+            yield basis, schedule, model, list(epochs)
     for widths in MLPS:
         model = f"model={{type: mlp, activation: relu, widths: {widths}}}"
         yield f"mlp {widths}", "-", [model, "training.levels=1"], [MLP_EPOCHS]
