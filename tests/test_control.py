@@ -13,7 +13,18 @@ import pytest
 import torch
 from click.testing import CliRunner
 from scipy.interpolate import BSpline
-from test_multilevel import MODEL, SAMPLING, Inverse, Line, Recorder, adam, lm, options, run
+from test_multilevel import (
+    MODEL,
+    SAMPLING,
+    Inverse,
+    Line,
+    Recorder,
+    StopAfter,
+    adam,
+    lm,
+    options,
+    run,
+)
 from tiny_runs import save
 from torch import Tensor
 
@@ -130,13 +141,27 @@ def test_judged_at_ever_longer_intervals() -> None:
     assert due == [4, 6, 8, 12, 16, 24, 32, 48, 64, 96]
 
 
+class Judged(Recorder):
+    """Keeps the steps of the lines that are judged after the last one."""
+
+    def on_log(self, row: dict[str, Any], state: RunState) -> None:
+        self.steps = [line["step"] for line in judged_lines(state)]
+
+
 def test_judged_by_the_lines_of_one_phase_on_one_set_of_points() -> None:
-    state = run(Line(), auto([adam(4), lm(6)], levels=2, sampling=replace(SAMPLING, interior=7)))
+    chosen = auto([adam(4), lm(6)], levels=2, sampling=replace(SAMPLING, interior=7))
+    judged = Judged()
+    state = run(Line(), chosen, judged)
     kinds = [(row["level"], row["phase"]) for row in state.history]
     last = len(kinds) - 1 - kinds[::-1].index((1, "extended"))
-    assert [row["step"] for row in judged_lines(state)] == [
-        row["step"] for row in state.history[last + 1 :]
-    ]
+    expected = [row["step"] for row in state.history[last + 1 :]]
+    assert judged.steps == expected and len(expected) > 1
+
+
+def test_two_phases_of_one_optimiser_are_judged_apart() -> None:
+    state = run(Line(), auto([adam(3), adam(5)], CURVED, log_every=1), StopAfter(5))
+    assert [row["phase"] for row in state.history] == ["start"] + 5 * ["adam"]
+    assert [row["step"] for row in judged_lines(state)] == [4, 5]
 
 
 # --- what must limit a tiny problem, and does -----------------------------------------------------

@@ -55,17 +55,17 @@ def split_errors(system: System, data: Sequence[BlockData], workers: int = 1) ->
 
 
 def judged_lines(state: RunState) -> list[Row]:
-    """The lines of the current phase on the current level and its current points."""
+    """The lines of the current phase on the current level and its current points.
+
+    The state counts the steps of the phase: two in a row may be of one optimiser.
+    """
+    before = state.total_steps - state.step
     lines: list[Row] = []
     for row in reversed(state.history):
-        same = not lines or row["phase"] == lines[-1]["phase"]
-        if not same or row["level"] != state.current.record.level or row["phase"] in _MARKS:
+        if row["step"] <= before or row["phase"] == EXTENDED:
             break
         lines.append(row)
     return lines[::-1]
-
-
-_MARKS = ("start", "end", EXTENDED)
 
 
 def is_due(lines: int) -> bool:
