@@ -452,6 +452,29 @@ def test_resumed_run_is_bitwise_the_same(
     assert [level["steps"] for level in second.levels] == [8, 8]
 
 
+def test_stopped_before_the_first_line_is_due(tmp_path: Path) -> None:
+    """Reported and loaded is the iterate it was stopped at, not the untrained network."""
+    changes = {"training": {"log_every": 1000, "phases": [{"optimiser": "lm", "steps": 9}]}}
+    folder, undisturbed = tmp_path / "run", run(tmp_path / "whole", changes=changes)
+    stopped = run(folder, changes=changes, stop=stop_after(7), on_interrupt="return")
+    start, end = rows(folder)
+    assert (start["step"], end["step"], end["phase"]) == (0, 7, "stopped")
+    for name in ("rel_l2", "linf", "loss", "heldout_residual"):
+        assert stopped.summary[name] == end[name] != start[name]
+    assert stopped.summary["best_step"] == 7 and stopped.rel_l2 < 0.5 * start["rel_l2"]
+    solution = kanpinn.load(folder)
+    x = np.random.default_rng(0).uniform(-1, 1, (50, len(solution.coordinates)))
+    assert np.array_equal(solution(x), solution.last(x))
+    assert np.array_equal(solution.best(x), solution.last(x))
+    assert not np.array_equal(solution(x), solution.levels[0](x))
+    done = run(folder, changes=changes, resume=True)
+    assert [row["phase"] for row in rows(folder)] == [
+        row["phase"] for row in rows(undisturbed.folder)
+    ]
+    assert done.summary["best_step"] == undisturbed.summary["best_step"]
+    assert np.array_equal(kanpinn.load(folder)(x), undisturbed.solution(x))
+
+
 def test_twice_interrupted(tmp_path: Path, whole: api.SolveResult) -> None:
     folder = tmp_path / "run"
     for resume in (False, True, True):

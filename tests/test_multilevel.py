@@ -491,6 +491,10 @@ RUNS: dict[str, tuple[type[Problem], RunOptions]] = {
     ),
     "adaptive points": (Line, options([lm(3)], levels=3, sampling=ADAPTIVE)),
     "auto, extended": (Line, FEW_POINTS),
+    "auto, every second step": (
+        Line,
+        options([adam(10)], levels=2, refine="auto", log_every=2),
+    ),
 }
 
 
@@ -612,6 +616,38 @@ def test_interrupted_at_every_step(name: str, undisturbed: dict[str, RunState]) 
     for _ in range(undisturbed[name].total_steps):
         state = resumed(problem, chosen, state, 1)
     assert_same(state, undisturbed[name])
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_out_of_time_at_every_step(name: str, undisturbed: dict[str, RunState]) -> None:
+    problem, chosen = RUNS[name]
+    limited = replace(chosen, training=replace(chosen.training, time_limit=1e-9))
+    state = run(problem(), limited)
+    assert state.current.record.stop_reason == "time" and state.total_steps == 1
+    for _ in range(undisturbed[name].total_steps):
+        state = resumed(problem, limited, state, 10**9)
+    assert_same(state, undisturbed[name])
+
+
+@pytest.mark.parametrize("reason", ["interrupted", "time", "target"])
+def test_stopped_between_two_lines(reason: str) -> None:
+    """The iterate of that moment is the result, if it is better; the level's best one remains."""
+    chosen = options([lm(9)], log_every=100)
+    training, observer = chosen.training, StopAfter(2 if reason == "interrupted" else 10**9)
+    if reason != "interrupted":
+        training = replace(training, time_limit=1e-9)
+    if reason == "target":
+        training = replace(training, target=TargetOptions(loss=1e9))
+    state = run(Line(), replace(chosen, training=training), observer)
+    level, iterate = state.solution
+    assert (level.record.stop_reason, iterate) == (reason, "last")
+    last = state.history[-1]
+    assert [row["phase"] for row in state.history] == ["start", "stopped"]
+    assert last["step"] == state.total_steps == (2 if reason == "interrupted" else 1)
+    assert last["heldout_score"] < level.best_score == state.history[0]["heldout_score"]
+    assert level.record.loss == last["loss"] and level.best_step == 0
+    state.history[-1] = last | {"heldout_score": 2 * level.best_score}
+    assert state.solution[1] == ("last" if reason == "target" else "best")
 
 
 class Recorder(NullObserver):

@@ -102,7 +102,9 @@ def restored(checkpoint: Checkpoint, prepared: Prepared, config: Mapping[str, An
     training, reason = prepared.config.training, state.current.record.stop_reason
     if state.finished and _goes_on(reason, state.elapsed, state.history[-1], training):
         state.finished = False
-    if state.finished:
+    if not state.finished:
+        state.reopen()
+    else:
         rest = [key for key in RESUMABLE_KEYS if key != STEPS]
         keys = differing_keys(checkpoint.config, config, rest)
         if keys:

@@ -99,7 +99,9 @@ def status_of(state: RunState, target: TargetOptions) -> Status:
 
 def best_row(state: RunState) -> Mapping[str, Any]:
     """The logged line of the default solution; empty if no iterate had a finite score."""
-    level = state.best_level
+    level, iterate = state.solution
+    if iterate == "last":
+        return state.stopped or {}
     for row in reversed(state.history):
         key = (row.get("window") or 0, row["level"])
         if key == level.record.key and row["heldout_score"] == level.best_score:
@@ -121,7 +123,8 @@ def summarise(
     record says what its last iterate had.
     """
     row = best_row(state) if state.levels else {}
-    level = state.best_level if state.levels else None
+    level, iterate = state.solution if state.levels else (None, "best")
+    last = iterate == "last"
     summary = {
         "status": status.value,
         "name": config.name,
@@ -142,8 +145,8 @@ def summarise(
         "metrics": dict(metrics),
         "steps": state.total_steps,
         "best_level": level.record.level if level else None,
-        "best_step": level.best_step if level else None,
-        "smoothing": level.record.smoothing if level else None,
+        "best_step": state.total_steps if last else level.best_step if level else None,
+        "smoothing": row.get("smoothing") if last else level.record.smoothing if level else None,
         "peak_rss_mb": peak_memory(),
     }
     result: dict[str, Any] = strict_json(summary)

@@ -100,7 +100,7 @@ def _segments(numbers: Mapping[str, Floats], phases: ArrayLike | None) -> list[S
         if names[k] == "start":
             names[k] = names[k + 1] if follows else ""
     for k in range(1, count):
-        if names[k] == "end" and level[k] == level[k - 1]:
+        if names[k] in ("end", "stopped") and level[k] == level[k - 1]:
             names[k] = names[k - 1]
     segments, start = [], 0
     for k in range(1, count + 1):

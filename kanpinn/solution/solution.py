@@ -60,7 +60,7 @@ class Solution:
         provenance: Mapping[str, Any] | None = None,
     ) -> None:
         run = _Run(state, config or {}, problem or {}, provenance or {})
-        self._set_up(run, state.best_level, "best")
+        self._set_up(run, *state.solution)
 
     def _set_up(self, run: _Run, level: LevelState, iterate: Iterate) -> None:
         self._run, self._level, self._iterate = run, level, iterate
@@ -102,7 +102,7 @@ class Solution:
     @property
     def best(self) -> Solution:
         """The best iterate by the held-out score over all levels (of equal ones the finer)."""
-        return self._sibling(self._run.state.best_level, "best")
+        return self._sibling(*self._run.state.solution)
 
     @property
     def last(self) -> Solution:

@@ -33,7 +33,7 @@ from kanpinn.training.evaluation import HeldOut, ReferenceErrors, RefinementChan
 from kanpinn.training.objective import ParameterPack, SystemObjective
 from kanpinn.training.options import AdamPhase, LevenbergMarquardtPhase, Phase, TrainingOptions
 from kanpinn.training.smoothing import Penalty, Roughness
-from kanpinn.training.state import EXTENDED, Observer, RunState, restore, snapshot
+from kanpinn.training.state import EXTENDED, STOPPED, Observer, RunState, restore, snapshot
 from kanpinn.training.weighting import Weighting
 
 SPLIT_PARAMETERS = 2000  # from here on errors are split for Levenberg-Marquardt alone
@@ -46,6 +46,8 @@ OPTIMISER_STOPS = (
 # Reasons that end a phase but not the level, and those that end a level but not the run.
 PHASE_ENDS = (StopReason.STEPS, StopReason.OPTIMISER, *OPTIMISER_STOPS)
 LEVEL_ENDS = (*PHASE_ENDS, StopReason.POINTS, StopReason.KNOTS)
+# Reasons that stop a run in the midst of a phase, which may go on later.
+STOPS = (StopReason.INTERRUPTED, StopReason.TIME)
 
 
 @dataclass
@@ -320,7 +322,7 @@ class Trainer:
         """Evaluate, keep the best iterate, add a line of history."""
         state, level = self.state, self.state.current
         row = self._row(loss, note, optimiser)
-        if row["heldout_score"] < level.best_score:
+        if row["heldout_score"] < level.best_score and note != STOPPED:
             self._keep(row)
         state.history.append(row)
         self.observer.on_log(row, state)
@@ -390,16 +392,17 @@ class Trainer:
     def _close(self, reason: StopReason) -> StopReason:
         """Complete the level's record; the reason it ends for, the target if that is met now.
 
-        An interruption leaves no line and no best iterate of its own: the run that goes on is then
-        the same as one that never stopped.
+        Stopped between two lines, the run has one more, which is no best iterate of the level: the
+        run that goes on forgets it, and is then the same as one that never stopped.
         """
         record, last = self.state.current.record, self.state.history[-1]
-        if reason is StopReason.INTERRUPTED:
-            last = self._row(self._loss(), "interrupted", None)
-        elif last["step"] != self.state.total_steps:
-            last = self._log(self._loss(), note="end")
-            if reason in (*LEVEL_ENDS, StopReason.TIME) and self.options.target.met(last):
-                reason = self._take_as_solution(last)
+        if last["step"] != self.state.total_steps:
+            last = self._log(self._loss(), note=STOPPED if reason in STOPS else "end")
+            if self.options.target.met(last):
+                if reason in LEVEL_ENDS:
+                    reason = self._take_as_solution(last)
+                elif reason is StopReason.TIME:
+                    reason = StopReason.TARGET
         if self.options.adapts and reason not in (StopReason.INTERRUPTED, StopReason.NON_FINITE):
             errors = self._split()
             record.optimisation_error = errors.optimisation if errors else None

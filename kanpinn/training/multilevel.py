@@ -123,6 +123,7 @@ class MultilevelRun:
 
     def run(self) -> RunState:
         """Train all (remaining) windows and levels; the state tells why it ended."""
+        self.state.reopen()
         if not held_out_equations(self.problem, self.blocks):
             self.observer.on_note(
                 "no held-out residual: all points of the equation are given and trained on; "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -14,7 +14,9 @@ from kanpinn.residuals import System
 from kanpinn.training.weighting import Weights
 
 Parameters = dict[str, Tensor]
-EXTENDED = "extended"  # the phase of the logged line where training goes on with more points
+# Phases of logged lines that no optimiser gives a name:
+EXTENDED = "extended"  # training goes on with more points
+STOPPED = "stopped"  # the run was stopped between two lines; forgotten when it goes on
 
 
 def snapshot(system: System) -> Parameters:
@@ -141,6 +143,31 @@ class RunState:
     def best_level(self) -> LevelState:
         """The best level of the last time window, whose systems know those before."""
         return self.best_of(self.current.record.window)
+
+    @property
+    def solution(self) -> tuple[LevelState, Literal["last", "best"]]:
+        """The level and its iterate that are the run's result: the best one by held-out residual.
+
+        Where the run was stopped between two lines, so is the iterate it was stopped at, if that is
+        better, or meets the target.
+        """
+        level, stopped = self.best_level, self.stopped
+        if stopped is not None:
+            met = self.current.record.stop_reason == StopReason.TARGET.value
+            if met or stopped["heldout_score"] < level.best_score:
+                return self.current, "last"
+        return level, "best"
+
+    @property
+    def stopped(self) -> dict[str, Any] | None:
+        """The line of the last iterate, where the run was stopped between two lines."""
+        last = self.history[-1] if self.history else None
+        return last if last is not None and last["phase"] == STOPPED else None
+
+    def reopen(self) -> None:
+        """Forget where the run was stopped: it goes on like one that never was."""
+        if self.stopped is not None:
+            self.history.pop()
 
     def best_of(self, window: int) -> LevelState:
         """A window's level with the best iterate by held-out residual; the finer one where equal.
