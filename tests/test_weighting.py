@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -19,9 +20,10 @@ from kanpinn.optimisers import LBFGS, Adam, LevenbergMarquardt, ParameterLayout
 from kanpinn.optimisers.base import Linearisation
 from kanpinn.optimisers.levenberg_marquardt import LevenbergMarquardtOptions
 from kanpinn.problem import Problem
-from kanpinn.residuals import Site
+from kanpinn.residuals import ResidualBlock, Site
 from kanpinn.sampling import QUADRATURE, Grading, SamplingOptions
 from kanpinn.training import (
+    AttentionOptions,
     BalanceOptions,
     CausalOptions,
     LBFGSPhase,
@@ -353,6 +355,11 @@ class Joined(Heat):
     conditions = (*Heat.conditions, Mean(value=0.1, points=16))
 
 
+class OwnLoss(Heat):
+    def blocks(self) -> tuple[ResidualBlock, ...]:
+        return tuple(replace(b, loss=torch.abs) if b.equation else b for b in super().blocks())
+
+
 BAD: dict[str, tuple[type[Problem], dict[str, Any], str]] = {
     "balance pattern": (
         Heat,
@@ -375,6 +382,23 @@ BAD: dict[str, tuple[type[Problem], dict[str, Any], str]] = {
         {"causal": CausalOptions(blocks=("*",))},
         "training.causal.blocks: rows of 'mean u on interior' join points of several times",
     ),
+    "attention and a loss": (
+        OwnLoss,
+        {"attention": AttentionOptions()},
+        "training.attention.blocks: it weighs squares, and 'equation' has a loss of its own; "
+        "allowed: patterns without it",
+    ),
+    "causal weights and a loss": (
+        OwnLoss,
+        {"causal": CausalOptions()},
+        "training.causal.blocks: it weighs squares, and 'equation' has a loss of its own; ",
+    ),
+    "balance by ntk and a loss": (
+        OwnLoss,
+        {"balance": BalanceOptions()},
+        "training.balance.blocks: by ntk weighs squares, and 'equation' has a loss of its own; "
+        "allowed: by: gradient_norm, or patterns without it",
+    ),
 }
 
 
@@ -385,6 +409,18 @@ def test_weights_that_do_not_fit(name: str) -> None:
         MultilevelRun(problem(), options(**training))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_weights_beside_a_loss_of_its_own() -> None:
+    """What does not rest on that block's squares is allowed."""
+    others = ("dirichlet*", "initial*")
+    for training in (
+        {"attention": AttentionOptions(blocks=others)},
+        {"balance": BalanceOptions(blocks=others)},
+        {"balance": BalanceOptions(by="gradient_norm")},
+    ):
+        state = MultilevelRun(OwnLoss(), options(**training)).run()
+        assert math.isfinite(state.history[-1]["loss"])
 
 
 def test_no_epsilon() -> None:

@@ -325,12 +325,33 @@ def check_weighting(
             "training.causal: the problem has no time coordinate; allowed: null, or a domain with "
             'one, such as Box(..., time="t")'
         )
+    _check_squares(blocks, chosen)
     joined = [b.name for b in blocks if causal and b.group > 1 and _matches(b.name, causal.blocks)]
     if joined:
         raise ConfigError(
             f"training.causal.blocks: rows of {joined[0]!r} join points of several times; allowed: "
             f"{', '.join(block.name for block in blocks if block.group == 1)}"
         )
+
+
+def _check_squares(
+    blocks: Sequence[ResidualBlock],
+    chosen: Mapping[str, AttentionOptions | BalanceOptions | CausalOptions],
+) -> None:
+    """Refuse weights that follow from squares for blocks that minimise something else."""
+    general = [block.name for block in blocks if not block.is_least_squares]
+    for key, options in chosen.items():
+        rule, allowed = "it", "allowed: patterns without it"
+        if isinstance(options, BalanceOptions):
+            if options.by == "gradient_norm":
+                continue
+            rule, allowed = "by ntk", "allowed: by: gradient_norm, or patterns without it"
+        for name in general:
+            if _matches(name, options.blocks):
+                raise ConfigError(
+                    f"training.{key}.blocks: {rule} weighs squares, and {name!r} has a loss of "
+                    f"its own; {allowed}"
+                )
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:
