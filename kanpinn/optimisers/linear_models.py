@@ -12,10 +12,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import scipy.linalg
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from kanpinn.optimisers.base import LeastSquaresObjective, SquaredJacobian
@@ -445,6 +446,10 @@ def numerical_rank(matrix: Tensor) -> int:
     """Rank up to round-off, by QR with column pivoting of a square matrix ``(n, n)``."""
     values = matrix.detach().cpu().numpy()
     (upper,) = scipy.linalg.qr(values, mode="r", pivoting=True, check_finite=False)[:1]
+    return pivoted_rank(upper, torch.finfo(matrix.dtype).eps)
+
+
+def pivoted_rank(upper: NDArray[Any], epsilon: float) -> int:
+    """Rank up to round-off ``epsilon``, from the triangle of a QR with column pivoting."""
     sizes = abs(upper.diagonal())
-    epsilon = torch.finfo(matrix.dtype).eps
-    return int((sizes > max(values.shape) * epsilon * sizes[:1].max(initial=0)).sum())
+    return int((sizes > max(upper.shape) * epsilon * sizes[:1].max(initial=0)).sum())

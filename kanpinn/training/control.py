@@ -13,9 +13,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import scipy.linalg
 import torch
 
 from kanpinn.optimisers import StopReason
+from kanpinn.optimisers.linear_models import pivoted_rank
 from kanpinn.residuals import System
 from kanpinn.training.block_data import BlockData
 from kanpinn.training.objective import ParameterPack, SystemObjective
@@ -46,12 +49,18 @@ class ErrorSplit:
 def split_errors(system: System, data: Sequence[BlockData], workers: int = 1) -> ErrorSplit:
     """Both errors at the current parameters; as dear as one Levenberg-Marquardt step.
 
-    They are read off the last column of the triangle of ``[J | r]``.
+    The triangle of ``[J | r]`` stands for both; QR with column pivoting tells the range of ``J``
+    from directions that are in it by round-off alone.
     """
     pack = ParameterPack(system)
     objective = SystemObjective(system, pack, data, workers=workers)
-    column = objective.triangle(pack.read())[:, -1].double()
-    return ErrorSplit(float(torch.linalg.norm(column[:-1])), float(column[-1].abs()))
+    triangle = objective.triangle(pack.read())
+    last = triangle[:, -1].double().cpu().numpy()
+    columns = triangle[:-1, :-1].cpu().numpy()  # below them the triangle is zero
+    rotated, upper, _ = scipy.linalg.qr_multiply(columns, last[:-1], pivoting=True)
+    rank = pivoted_rank(upper, torch.finfo(triangle.dtype).eps)
+    within, beyond = rotated[:rank], np.append(rotated[rank:], last[-1])
+    return ErrorSplit(float(np.linalg.norm(within)), float(np.linalg.norm(beyond)))
 
 
 def judged_lines(state: RunState) -> list[Row]:
