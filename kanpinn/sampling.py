@@ -86,6 +86,11 @@ class SamplingOptions:
     def __post_init__(self) -> None:
         if sum(entry.share for entry in self.grading) > 1.0 + 1e-12:
             raise ConfigError("sampling.grading: the shares add up to more than 1")
+        if self.adaptive is not None and self.method == "grid":
+            raise ConfigError(
+                "sampling.adaptive: found with method: grid, whose points stand for unequal shares "
+                "of the domain; allowed: null, or one of random, sobol, latin_hypercube"
+            )
 
     def count(self, kind: Kind, level: int = 0, n_parameters: int = 0) -> int:
         """Return the points of one block, round(base growth^level), by the kind of its region.

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kanpinn.conditions import Dirichlet
+from kanpinn.errors import ConfigError
 from kanpinn.geometry import Box, Points
 from kanpinn.models import KANOptions
 from kanpinn.problem import Problem, build_system
@@ -24,7 +25,13 @@ from kanpinn.sampling import (
     sample_graded,
     stream,
 )
-from kanpinn.training import LevenbergMarquardtPhase, MultilevelRun, RunOptions, TrainingOptions
+from kanpinn.training import (
+    LevenbergMarquardtPhase,
+    MultilevelRun,
+    NullObserver,
+    RunOptions,
+    TrainingOptions,
+)
 from kanpinn.training.adaptive import adapt_points, draw, inclusion_factor
 
 SHARP = 0.05
@@ -58,7 +65,9 @@ def spread(block: ResidualBlock, n: int, purpose: str, grading: tuple[Grading, .
 def drawn(options: AdaptiveSampling, grading: tuple[Grading, ...] = ()) -> Points:
     block, system = setting()
     base, pool = (spread(block, n, name, grading) for n, name in ((600, "base"), (8000, "pool")))
-    return adapt_points(block, base, pool, 400, system, options, stream(0, "draw"))
+    points = adapt_points(block, base, pool, 400, system, options, stream(0, "draw"))
+    assert points is not None
+    return points
 
 
 @pytest.mark.parametrize("grading", [(), (Grading("x", 0.1, -0.5, 0.5),)])
@@ -108,12 +117,53 @@ def test_probabilities_add_up_and_are_kept() -> None:
 
 
 @pytest.mark.parametrize("value", [0.0, math.nan])
-def test_residuals_that_say_nothing_leave_the_points_alone(value: float) -> None:
+def test_residuals_that_say_nothing_choose_no_points(value: float) -> None:
     block, system = setting()
     blank = replace(block, residual=lambda p: 0 * p.u + value)
     base, pool = spread(block, 50, "base", ()), spread(block, 500, "pool", ())
-    points = adapt_points(blank, base, pool, 40, system, AdaptiveSampling(), stream(0, "draw"))
-    assert points is base
+    options = AdaptiveSampling()
+    assert adapt_points(blank, base, pool, 40, system, options, stream(0, "draw")) is None
+
+
+class Solved(Peak):
+    """``0 = 0`` but in a corner: too few points have a residual."""
+
+    def residual(self, p: Site) -> Tensor:
+        return p.u * (p.x + p.y > 1.99)
+
+
+class Told(NullObserver):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def on_note(self, message: str) -> None:
+        self.notes.append(message)
+
+
+def test_a_level_without_residuals_has_all_its_points() -> None:
+    sampling = SamplingOptions(interior=100, held_out=50, adaptive=AdaptiveSampling(share=0.3))
+    training = TrainingOptions(levels=2, phases=(LevenbergMarquardtPhase(steps=1),))
+    options = RunOptions(KANOptions(width=2, order=4, intervals=2), training, sampling)
+    told = Told()
+    engine = MultilevelRun(Solved(), options, told)
+    state = engine.run()
+    assert [entry.record.n_points for entry in state.levels] == [100, 100]
+    notes = [note for note in told.notes if "spread without regard to it" in note]
+    assert notes and all(note.startswith("level 1: the residual of 'equation'") for note in notes)
+    plain = replace(sampling, adaptive=None)
+    other = MultilevelRun(Solved(), replace(options, sampling=plain))
+    (block,), level = engine.blocks, engine.hierarchy.levels[1]
+    found, expected = (run._points(block, level, 0)[0].x for run in (engine, other))
+    assert torch.equal(found, expected)
+
+
+def test_a_grid_is_refused() -> None:
+    for method in ("sobol", "random", "latin_hypercube"):
+        SamplingOptions(method=method, adaptive=AdaptiveSampling())
+    with pytest.raises(ConfigError) as caught:
+        SamplingOptions(method="grid", adaptive=AdaptiveSampling())
+    (line,) = str(caught.value).splitlines()
+    assert line.startswith("sampling.adaptive: found with method: grid,")
 
 
 def test_from_the_second_level_on() -> None:

@@ -28,12 +28,13 @@ def adapt_points(
     system: System,
     options: AdaptiveSampling,
     seed: np.random.SeedSequence,
-) -> Points:
+) -> Points | None:
     """``base`` and ``n`` points of the pool, drawn with probability ``min(1, c |r|^k / d)``.
 
     ``d`` is the density of base and pool, and ``c`` makes it ``n`` points. The drawn ones are as
     dense as ``|r|^k``, up to where the pool is used up. All carry quadrature weights, one over
     their density: the loss remains the mean over the domain, measured better where it is large.
+    ``None`` where there is nothing to go by: a residual not finite, or zero nearly anywhere.
 
     Args:
         block: an equation inside the domain.
@@ -47,7 +48,7 @@ def adapt_points(
     # In float64 on the CPU: the draw is then the same on every device.
     wanted = _residual_size(block, pool, system, options.exponent) / _density(pool)
     if not bool(torch.isfinite(wanted).all()) or int((wanted > 0).sum()) < n:
-        return base  # nothing to go by
+        return None
     factor = inclusion_factor(wanted, n)
     index = draw((factor * wanted).clamp(max=1.0), seed)
     joined = Points.cat([base, pool.rows(index.to(pool.x.device))])

@@ -389,7 +389,14 @@ class MultilevelRun:
         (base,) = self._spread(block, count - drawn, "train", *key)
         (pool,) = self._spread(block, round(adaptive.pool * count), "pool", *key)
         seed = stream(options.seed, "adaptive", *key)
-        return (adapt_points(block, base, pool, drawn, before.system, adaptive, seed),)
+        points = adapt_points(block, base, pool, drawn, before.system, adaptive, seed)
+        if points is not None:
+            return (points,)
+        self.observer.on_note(
+            f"level {level.index}: the residual of {block.name!r} is not finite, or zero, at most "
+            "of the points to choose from: its points are spread without regard to it"
+        )
+        return self._spread(block, count, "train", *key)
 
     def _spread(self, block: ResidualBlock, count: int, *key: str | int) -> tuple[Points, ...]:
         """Points of a block without regard to its residual."""
