@@ -629,6 +629,18 @@ def test_out_of_time_at_every_step(name: str, undisturbed: dict[str, RunState]) 
     assert_same(state, undisturbed[name])
 
 
+@pytest.mark.parametrize(("rate", "told"), [(1e30, True), (1e-3, False)])
+def test_a_level_that_never_got_better_says_so(rate: float, told: bool) -> None:
+    """A rate that ruins the networks for good, and leaves the loss finite."""
+    recorder = Recorder()
+    chosen = options([AdamPhase(steps=6, learning_rate=rate)], log_every=2)
+    state = run(Line(), chosen, recorder)
+    assert all(math.isfinite(row["loss"]) for row in state.history)
+    assert state.levels[0].best_step == 0 or not told
+    notes = [note for note in recorder.notes if "no step improved on the start" in note]
+    assert [note.split(":")[0] for note in notes] == (["level 0"] if told else [])
+
+
 @pytest.mark.parametrize("reason", ["interrupted", "time", "target"])
 def test_stopped_between_two_lines(reason: str) -> None:
     """The iterate of that moment is the result, if it is better; the level's best one remains."""

@@ -144,6 +144,16 @@ class Trainer:
                     f"rows, first at ({', '.join(f'{value:g}' for value in at)})"
                 )
 
+    def _tell_no_gain(self) -> None:
+        """Say so where a level's best iterate is still the one it started with."""
+        level = self.state.current
+        start = self.state.total_steps - level.record.steps
+        if level.record.steps and level.best_step == start and self.state.solution[1] == "best":
+            self.observer.on_note(
+                f"{level.record.label}: no step improved on the start by the held-out score, so "
+                "its best networks are those it started with"
+            )
+
     def _run_phase(self, phase: Phase, steps: int) -> StopReason:
         pack = ParameterPack(self.context.system, phase.train)
         optimiser = build_optimiser(phase)
@@ -410,5 +420,6 @@ class Trainer:
         record.loss, record.heldout_residual = last["loss"], last["heldout_residual"]
         record.rel_l2, record.estimated_error = last["rel_l2"], last.get("estimated_error")
         record.stop_reason = reason.value
+        self._tell_no_gain()
         self._elapsed()
         return reason
