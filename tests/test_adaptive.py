@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -155,6 +156,22 @@ def test_a_level_without_residuals_has_all_its_points() -> None:
     (block,), level = engine.blocks, engine.hierarchy.levels[1]
     found, expected = (run._points(block, level, 0)[0].x for run in (engine, other))
     assert torch.equal(found, expected)
+
+
+def test_points_are_drawn_once_on_every_level(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+
+    def counted(block: ResidualBlock, *arguments: Any) -> Points | None:
+        calls.append(block.name)
+        return adapt_points(block, *arguments)
+
+    monkeypatch.setattr("kanpinn.training.multilevel.adapt_points", counted)
+    sampling = SamplingOptions(interior=60, held_out=50, adaptive=AdaptiveSampling())
+    training = TrainingOptions(levels=4, phases=(LevenbergMarquardtPhase(steps=1),))
+    MultilevelRun(
+        Peak(), RunOptions(KANOptions(width=2, order=4, intervals=2), training, sampling)
+    ).run()
+    assert calls == 3 * ["equation"]
 
 
 def test_a_grid_is_refused() -> None:

@@ -93,6 +93,15 @@ def test_every_solver_takes_the_same_steps(points: int, scaling: Any) -> None:
     assert float((last.theta - first.theta).norm()) > 1e-3 and last.loss < first.loss
 
 
+def test_the_rank_of_a_large_jacobian_is_not_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    system, blocks = make(MODELS["kan free"], Small(), n=90)
+    objective, theta = objective_of(system, blocks)
+    for limit, known in ((len(theta) + 1, True), (len(theta), False)):
+        monkeypatch.setattr("kanpinn.optimisers.linear_models.MOST_RANKED", limit)
+        model = DenseModel(objective, theta, torch.ones_like)
+        assert (model.rank() is not None) == known == ("triangle" in vars(model))
+
+
 def test_no_bit_depends_on_workers_or_on_what_is_kept() -> None:
     system, blocks = make(MODELS["kan base"], Reaction(), n=160)
     objective, theta = objective_of(system, blocks, chunk=32)

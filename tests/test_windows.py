@@ -34,6 +34,7 @@ from kanpinn.training import (
     TrainingOptions,
     predict,
 )
+from kanpinn.training.evaluation import ReferenceErrors
 from kanpinn.training.windows import HANDED_OVER
 
 
@@ -117,6 +118,26 @@ def test_logged_errors_are_those_of_all_times_so_far(trained: RunState) -> None:
     assert [row["window"] for row in trained.history] == sorted(
         row["window"] for row in trained.history
     )
+
+
+def test_past_windows_are_evaluated_once(
+    trained: RunState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    system, x = trained.current.system, Swing().evaluation_points()
+    expected = predict(system, x)[:, 0] - torch.from_numpy(Swing().reference(x.numpy()))
+    asked: list[System] = []
+    original = System._own_values
+
+    def counted(self: System, *arguments: Any) -> Tensor:
+        asked.append(self)
+        return original(self, *arguments)
+
+    monkeypatch.setattr(System, "_own_values", counted)
+    errors = ReferenceErrors(Swing(), [], next(iter(system.parameters())).detach())
+    found = [errors.evaluate(system) for _ in range(3)]
+    assert found[0] is not None and found[0] == found[1] == found[2]
+    assert found[0].linf == pytest.approx(float(expected.abs().max()), rel=1e-12)
+    assert [asked.count(piece) for piece in chain(system)] == [1, 1, 3]
 
 
 def test_initial_values_are_handed_over(trained: RunState) -> None:

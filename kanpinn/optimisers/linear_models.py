@@ -25,6 +25,7 @@ from kanpinn.optimisers.lsqr import lsqr
 Solver = Literal["dense", "dual", "iterative"]
 
 MIB = 2.0**20
+MOST_RANKED = 1000  # columns whose rank is found: it costs their third power, and is but told
 SLAB = 4  # rows of a slab per column: stacking triangles then costs little beside the slabs
 # Measured, as far as they are not plain: peaks beside those of a small run.
 SLAB_COPIES = 1.5  # of a slab: its pieces, the slab, its factorisation
@@ -167,7 +168,7 @@ class LinearModel(ABC):
         """``J d`` ``(N,)`` of a step ``d`` ``(n,)``; ``None`` where that is not at hand."""
 
     def rank(self) -> int | None:
-        """Numerical rank of ``J``; ``None`` where no triangle tells it."""
+        """Numerical rank of ``J``; ``None`` where no triangle tells it, or a large one would."""
         return None
 
 
@@ -229,9 +230,9 @@ class DenseModel(LinearModel):
         """See the base class."""
         return self.squared.product(step)
 
-    def rank(self) -> int:
+    def rank(self) -> int | None:
         """See the base class."""
-        return numerical_rank(self.triangle[:, :-1])
+        return numerical_rank(self.triangle[:, :-1]) if len(self.gram) <= MOST_RANKED else None
 
 
 @dataclass(frozen=True)
@@ -306,9 +307,9 @@ class DualModel(LinearModel):
         """See the base class."""
         return self.rows @ (self.basis.mT @ (self.scale * step))
 
-    def rank(self) -> int:
+    def rank(self) -> int | None:
         """See the base class."""
-        return numerical_rank(self.rows)
+        return numerical_rank(self.rows) if len(self.rows) <= MOST_RANKED else None
 
 
 @dataclass(frozen=True)

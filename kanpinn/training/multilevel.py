@@ -103,6 +103,7 @@ class MultilevelRun:
         self.problem, self.options = problem, options
         self.number, self.window = 0, problem  # the time window being solved
         self.past: System | None = None
+        self._drawn: dict[tuple[str, int, int], tuple[Points, ...]] = {}  # of that window
         self.observer = observer or NullObserver()
         self.state = state or RunState()
         problem.check()
@@ -142,7 +143,7 @@ class MultilevelRun:
 
     def _enter(self, number: int) -> None:
         """Take up a time window, where the best system of the one before ends."""
-        self.number = number
+        self.number, self._drawn = number, {}
         self.past = self.state.best_of(number - 1).best_system() if number else None
         count = self.options.training.windows
         self.window = window_problem(self.problem, number, count, self.past)
@@ -373,6 +374,13 @@ class MultilevelRun:
         return range(self._extensions(level.index - 1), self._extensions(level.index) + 1)
 
     def _points(self, block: ResidualBlock, level: Level, extensions: int) -> tuple[Points, ...]:
+        """Points of a block, drawn once in a time window and kept."""
+        key = (block.name, level.index, extensions)
+        if key not in self._drawn:
+            self._drawn[key] = self._draw(block, level, extensions)
+        return self._drawn[key]
+
+    def _draw(self, block: ResidualBlock, level: Level, extensions: int) -> tuple[Points, ...]:
         """Points of a block: they follow from the seed, the level and its extensions."""
         options, sampling = self.options, self.options.sampling
         count = self.n_points(block, level, extensions)
