@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -261,6 +263,30 @@ def test_an_error_in_a_worker_is_raised() -> None:
         with pytest.raises(ZeroDivisionError):
             list(ordered_map(fails, [2, 1, 0, 3], 2))
         assert list(ordered_map(lambda n: -n, range(7), 3)) == [-n for n in range(7)]
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_threads_are_kept_and_nothing_goes_on_behind_a_reader() -> None:
+    begun, ended, names = [], [], set()
+
+    def work(number: int) -> int:
+        begun.append(number)
+        names.add(threading.current_thread().name)
+        time.sleep(0.02)
+        ended.append(number)
+        return number
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for _ in range(3):
+            assert list(ordered_map(work, range(6), 2)) == list(range(6))
+        assert len(names) == 2
+        reader = ordered_map(work, range(6), 2)
+        assert next(reader) == 0
+        reader.close()  # type: ignore[attr-defined]
+        assert sorted(begun) == sorted(ended)
     finally:
         torch.set_num_threads(before)
 
