@@ -8,9 +8,12 @@ import torch
 
 from kanpinn.errors import ConfigError, ProblemError
 from kanpinn.models import KnotNetwork
+from kanpinn.problem import Problem
 from kanpinn.residuals import ResidualBlock, System, evaluate_rows, required_jets
 from kanpinn.training.block_data import BlockData
+from kanpinn.training.evaluation import held_out_equations
 from kanpinn.training.options import LevenbergMarquardtPhase, TrainingOptions
+from kanpinn.training.smoothing import Roughness
 
 
 def check_blocks(blocks: Sequence[ResidualBlock], training: TrainingOptions) -> None:
@@ -115,4 +118,23 @@ def check_scalars(system: System, data: Iterable[BlockData]) -> None:
         raise ProblemError(
             f"scalars: no residual depends on {name!r}, {lost}; allowed: scalars that the "
             "equation, a condition or data use"
+        )
+
+
+def check_penalties(
+    system: System, problem: Problem, blocks: Sequence[ResidualBlock], training: TrainingOptions
+) -> None:
+    """Refuse penalties that do not fit the model, or a choice that nothing could judge.
+
+    Raises:
+        ConfigError: naming the key.
+    """
+    smoothing = training.smoothing
+    if smoothing is None:
+        return
+    Roughness(system, smoothing)
+    if len(smoothing.values) > 1 and not held_out_equations(problem, blocks):
+        raise ConfigError(
+            f"training.smoothing.penalties: found {len(smoothing.values)} to choose from, "
+            "allowed: one, since this problem has no held-out residual to choose by"
         )

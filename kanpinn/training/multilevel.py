@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from kanpinn.errors import ConfigError
 from kanpinn.geometry import Points
 from kanpinn.models import ModelOptions
 from kanpinn.optimisers import StopReason, build_optimiser
@@ -22,7 +21,13 @@ from kanpinn.sampling import SamplingOptions, sample, sample_graded, stream
 from kanpinn.splines import Knots
 from kanpinn.training.adaptive import adapt_points
 from kanpinn.training.block_data import BlockData, neighbours
-from kanpinn.training.checks import check_blocks, check_networks, check_scalars, check_smoothness
+from kanpinn.training.checks import (
+    check_blocks,
+    check_networks,
+    check_penalties,
+    check_scalars,
+    check_smoothness,
+)
 from kanpinn.training.choice import resolve_phases
 from kanpinn.training.control import EXTENSION
 from kanpinn.training.evaluation import (
@@ -117,7 +122,7 @@ class MultilevelRun:
         self.hierarchy: Hierarchy = build_hierarchy(coarse, training)
         check_networks(coarse, self.blocks)
         check_smoothness(coarse, self.blocks)
-        self._check_penalties(coarse)
+        check_penalties(coarse, problem, self.blocks, options.training)
         for phase in training.phases:
             pack = ParameterPack(coarse, phase.train)
             build_optimiser(phase).init(pack.read(), pack.layout, 1)  # refuses what does not fit
@@ -222,21 +227,6 @@ class MultilevelRun:
     def _roughness(self, system: System) -> Roughness | None:
         smoothing = self.options.training.smoothing
         return None if smoothing is None else Roughness(system, smoothing)
-
-    def _check_penalties(self, coarse: System) -> None:
-        """Refuse penalties that do not fit the model, or a choice that nothing could judge.
-
-        Raises:
-            ConfigError: naming the key.
-        """
-        smoothing = self.options.training.smoothing
-        if self._roughness(coarse) is None or smoothing is None:
-            return
-        if len(smoothing.values) > 1 and not held_out_equations(self.problem, self.blocks):
-            raise ConfigError(
-                f"training.smoothing.penalties: found {len(smoothing.values)} to choose from, "
-                "allowed: one, since this problem has no held-out residual to choose by"
-            )
 
     def _begin(self, level: Level, resumed: bool) -> LevelContext:
         """Points and networks of a level; its record is new unless the level is resumed."""
