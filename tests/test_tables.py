@@ -578,13 +578,25 @@ def test_split_is_a_partition(n: int, fractions: Any, sizes: tuple[int, ...]) ->
 
 
 # A change here would change the test rows of every run made before.
-SPLIT_OF_8 = [[1, 2, 3, 6], [0, 7], [4, 5]]
+SPLIT_OF_8 = [[0, 2, 5, 6], [3, 4], [1, 7]]
 
 
 def test_split_depends_on_the_seed_and_stays_as_it_is() -> None:
     assert [part.tolist() for part in split(8, (0.5, 0.25, 0.25), seed=0)] == SPLIT_OF_8
     tests = {tuple(split(50, seed=seed)[2]) for seed in range(20)}
     assert len(tests) == 20
+
+
+@pytest.mark.parametrize("seed", [0, 1, 7])
+@pytest.mark.parametrize("skipped", [0, 1, 200])
+def test_split_has_nothing_to_do_with_a_users_own_numbers(seed: int, skipped: int) -> None:
+    """Data made with NumPy's generator of the same seed: all parts spread over the same range."""
+    generator = np.random.default_rng(seed)
+    generator.random(skipped)
+    x = generator.uniform(0, 1, 200)
+    for part in split(200, seed=seed):
+        assert abs(x[part].mean() - x.mean()) < 4.5 * x.std() / len(part) ** 0.5
+        assert x[part].min() < 0.2 and x[part].max() > 0.8
 
 
 def test_split_is_uniform() -> None:

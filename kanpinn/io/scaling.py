@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from kanpinn.errors import DataError
+from kanpinn.sampling import stream
 
 Floats = NDArray[np.float64]
 MIN_ROWS = 2  # that a spread can be found from
@@ -20,7 +21,8 @@ def split(
     """Indices of the training, validation and test rows: disjoint, sorted, none of them empty.
 
     Validation and test take their fractions rounded to whole rows, training the rest. The shuffle
-    sorts raw PCG64 output, which numpy keeps the same between versions.
+    sorts raw PCG64 output, which numpy keeps the same between versions, of a stream of its own: the
+    user's columns may well be the output of ``default_rng(seed)``, and would be split in order.
 
     Raises:
         DataError: fractions that are not positive or do not sum to 1, a negative seed, or too few
@@ -40,7 +42,7 @@ def split(
             raise DataError(
                 f"split {tuple(fractions)}: {n} rows leave none for {name}; more rows are needed"
             )
-    order = np.argsort(np.random.PCG64(seed).random_raw(n), kind="stable")
+    order = np.argsort(np.random.PCG64(stream(seed, "split")).random_raw(n), kind="stable")
     parts = np.split(order, [n_train, n_train + n_validation])
     train, validation, test = (np.sort(part).astype(np.int64) for part in parts)
     return train, validation, test
