@@ -353,6 +353,7 @@ def test_evaluate_on_a_grid(solved: Path, here: Path) -> None:
 def test_evaluate_without_the_users_code(solved: Path, here: Path) -> None:
     result = call("evaluate", solved, "--grid", "3x3", "--out", "grid.npz", "--json")
     assert "not imported unless told" in result.stderr
+    assert "--trust" in result.stderr
     assert json.loads(result.stdout)["points"] == 9
     with np.load(here / "grid.npz") as arrays:
         assert list(arrays) == ["x", "y", "u"]
@@ -435,6 +436,21 @@ def test_plot(solved: Path, here: Path) -> None:
     assert "fields.png" in {path.name for path in paths}
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
     assert "device cpu" in result.stderr
+
+
+def test_plot_does_not_replace_figures_by_poorer_ones(solved: Path, here: Path) -> None:
+    """Without the user's code there is neither reference nor residual to show."""
+    folder = here / "pictures"
+    assert call("plot", solved, "--out", folder, "--trust").exit_code == 0
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    text = refused(call("plot", solved, "--out", folder), "pictures", "--trust", "problem.py")
+    assert "without reference and residuals" in text
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    poorer = call("plot", solved, "--out", "elsewhere")
+    assert poorer.exit_code == 0
+    assert "--trust" in poorer.stderr
+    assert (here / "elsewhere" / "fields.png").read_bytes() != before["fields.png"]
+    assert call("plot", solved, "--out", folder, "--trust").exit_code == 0
 
 
 def test_plot_into_a_file(solved: Path, here: Path) -> None:

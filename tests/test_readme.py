@@ -199,9 +199,11 @@ def test_page_can_be_followed(page: str, tmp_path: Path, monkeypatch: pytest.Mon
 def check_own_pde(folder: Path) -> None:
     """The README's own problem is short, and solved as accurately as it says."""
     assert (folder / "my_pde.py").read_text().count("\n") <= 40
-    paths = sorted((folder / "runs" / "my_pde").glob("*/summary.json"))
-    runs = [json.loads(path.read_text()) for path in paths]
-    errors = [run["rel_l2"] for run in runs if run["status"] == "target_reached"]
+    runs = folder / "runs"
+    paths = [runs / "fisher" / "summary.json", *sorted((runs / "my_pde").glob("*/summary.json"))]
+    assert len(paths) == 3
+    found = [json.loads(path.read_text()) for path in paths]
+    errors = [run["rel_l2"] for run in found if run["status"] == "target_reached"]
     assert len(errors) >= 2
     assert max(errors) <= 1e-4
 

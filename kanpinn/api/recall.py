@@ -84,7 +84,8 @@ def _check_source(solution: Solution, trust: bool) -> None:
     path = Path(source["path"])
     if not trust:
         raise ProblemError(
-            f"problem {name}: the code in {path} is not imported unless told to (trust)"
+            f"problem {name}: the code in {path} is not imported unless told to (in Python "
+            "trust=True, on the command line --trust)"
         )
     if not path.is_file():
         raise ProblemError(f"problem {name}: {path} is no longer there")

@@ -92,7 +92,10 @@ def evaluate(
 @TRUST
 @verbose
 def plot(run: Path, out: Path | None, trust: bool) -> int:
-    """Draw the figures of RUN (a run folder or a checkpoint) again."""
+    """Draw the figures of RUN (a run folder or a checkpoint) again.
+
+    Those that are there are not replaced by others without reference and residuals.
+    """
     from kanpinn.errors import RunFolderError
     from kanpinn.io.run_folder import FIGURES
     from kanpinn.plotting import plot_run
@@ -102,8 +105,10 @@ def plot(run: Path, out: Path | None, trust: bool) -> int:
     if folder.exists() and not folder.is_dir():
         raise RunFolderError(f"{folder}: is a file; a folder for the figures is needed")
     solution = Solution.load(run)
+    poorer = f"{folder}: figures there would be replaced by some without reference and residuals"
+    problem = known_problem(solution, trust, poorer if any(folder.glob("*.png")) else None)
     say("device cpu")
-    for path in plot_run(solution, known_problem(solution, trust), folder):
+    for path in plot_run(solution, problem, folder):
         click.echo(str(path))
     return 0
 
@@ -118,16 +123,24 @@ def _check_inside(problem: Problem, x: NDArray[np.float64], file: Path) -> None:
         raise DomainError(f"{file}: {error} (rows count from 0, after any header)") from error
 
 
-def known_problem(solution: Solution, trust: bool) -> Problem | None:
-    """The solution's problem, or ``None`` and a line that says why there is no reference."""
+def known_problem(solution: Solution, trust: bool, needed: str | None = None) -> Problem | None:
+    """The solution's problem, or ``None`` and a line that says why there is no reference.
+
+    Args:
+        solution: of a run.
+        trust: whether a user's file may be imported; what then goes wrong is an error.
+        needed: what would be lost without the problem, where that is an error.
+    """
     from kanpinn.api import problem_of
-    from kanpinn.errors import ConfigError
+    from kanpinn.errors import ConfigError, RunFolderError
 
     try:
         return problem_of(solution, trust=trust)
     except ConfigError as error:
         if trust:
             raise
+        if needed is not None:
+            raise RunFolderError(f"{needed}: {error}; --out draws elsewhere") from error
         say(f"without reference: {error}")
         return None
 
