@@ -7,6 +7,7 @@ import dataclasses
 import json
 import pickle
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -79,6 +80,35 @@ def test_points_cast_floats_and_keep_integers() -> None:
     assert points.side is not None and points.side.dtype == torch.int8
     assert points.data["label"].dtype == torch.int64
     assert points.to(device="cpu").x.dtype == torch.float32
+
+
+def test_points_take_numpy_arrays() -> None:
+    """As tensors of the same numbers; later changes of the array do not reach them."""
+    x = np.arange(6.0).reshape(3, 2)[::-1]
+    arrays: Any = {"x": x, "normal": -x, "side": np.array([-1, 0, 1]), "data": {"u": x[:, 0]}}
+    points = Points(**arrays)
+    expected = torch.tensor([[4.0, 5.0], [2.0, 3.0], [0.0, 1.0]], dtype=torch.float64)
+    x[:] = 7.0
+    assert torch.equal(points.x, expected)
+    assert points.normal is not None and torch.equal(points.normal, -expected)
+    assert points.side is not None and points.side.tolist() == [-1, 0, 1]
+    assert torch.equal(points.data["u"], expected[:, 0])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"x": [[0.0]]}, "x: found list, allowed: a tensor or a NumPy array"),
+        ({"x": None}, "x: found NoneType"),
+        ({"x": np.zeros(1)}, r"have the shape \(n, d\), found torch.float64 of shape \(1,\)"),
+        ({"x": np.array([["a"]])}, "x: found array of <U1"),
+        ({"data": {"u": [1.0]}}, "data column 'u': found list"),
+        ({"data": {"u": np.zeros((1, 1))}}, r"'u' has shape \(1, 1\), allowed: \(1,\)"),
+    ],
+)
+def test_points_of_other_things(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(DomainError, match=message):
+        Points(**{"x": np.zeros((1, 1)), **change})
 
 
 def test_points_join_with_missing_sides_as_zero() -> None:

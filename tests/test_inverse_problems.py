@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +16,12 @@ import pytest
 import torch
 from click.testing import CliRunner
 from difference_sites import largest_residuals, reference_of, scaled, site_of
+from scipy.optimize import curve_fit
 
 import kanpinn
 from kanpinn.api.preparation import prepare
 from kanpinn.cli import main
+from kanpinn.cli.solve import show_result
 from kanpinn.errors import ConfigError, ProblemError
 from kanpinn.geometry import Box, FixedPoints, Points
 from kanpinn.models import KANOptions
@@ -105,6 +109,59 @@ def test_bad_parameters_are_refused(name: str, change: str) -> None:
 def test_bad_parameters_are_refused_in_python(make: Callable[[], Inverse], words: str) -> None:
     with pytest.raises(ProblemError, match=words):
         make()
+
+
+# --- scalars of any problem ------------------------------------------------------------------
+class Decay(kanpinn.Problem):
+    """``u' = -k u``, k from noisy values of u."""
+
+    domain = kanpinn.Box((0.0,), (3.0,), names=("t",), time="t")
+    scalars = {"k": 0.5}  # noqa: RUF012
+
+    def __init__(self) -> None:
+        rng = np.random.default_rng(1)
+        self.t = rng.uniform(0, 3, 40)
+        self.u = 2 * np.exp(-1.7 * self.t) + 0.02 * rng.standard_normal(40)
+
+    def residual(self, p: kanpinn.Site) -> torch.Tensor:
+        found: torch.Tensor = p.u.t + p.scalars.k * p.u
+        return found
+
+    def blocks(self) -> tuple[kanpinn.ResidualBlock, ...]:
+        arrays: Any = {"x": self.t[:, None], "data": {"u": self.u}}
+        region = kanpinn.FixedPoints(kanpinn.Points(**arrays))
+        misfit = kanpinn.ResidualBlock("data", region, lambda p: p.u - p.data["u"], weight=0.1)
+        return (*super().blocks(), misfit)
+
+
+def test_scalars_are_found_and_always_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The data determine k as they do by SciPy's fit of the exact solution."""
+    problem = Decay()
+    config = tiny({"name": "decay"}, 30) | {"sampling": {"interior": 200}}
+    result = kanpinn.solve(config, problem=problem, out=tmp_path / "run")
+    (_, exact), _ = curve_fit(lambda t, a, k: a * np.exp(-k * t), problem.t, problem.u, (1, 1))
+    assert result.summary["scalars"] == {"k": pytest.approx(exact, rel=2e-3)}
+    found = result.summary["scalars"]["k"]
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["scalars"]["k"] == found
+    assert result.solution.scalars["k"] == found
+    show_result(result, as_json=False)
+    line = re.compile(r"^scalar k +" + re.escape(f"{found:.6e}") + "$", re.MULTILINE)
+    assert line.search(capsys.readouterr().out)
+    shown = CliRunner().invoke(main, ["inspect", str(tmp_path / "run")])
+    assert line.search(shown.stdout)
+    shown = CliRunner().invoke(main, ["inspect", str(tmp_path / "run"), "--json"])
+    assert json.loads(shown.stdout)["scalars"] == {"k": found}
+
+
+def test_without_scalars_none_are_shown(tmp_path: Path) -> None:
+    problem = {"name": "regression", "expression": "x", "variables": ["x"], "lower": [0],
+               "upper": [1]}  # fmt: skip
+    result = kanpinn.solve(tiny(problem, 1), out=tmp_path / "run")
+    assert result.summary["scalars"] == {}
+    shown = CliRunner().invoke(main, ["inspect", str(tmp_path / "run")])
+    assert not re.search("^scalar", shown.stdout, re.MULTILINE)
 
 
 # --- Burgers' equation ----------------------------------------------------------------------------

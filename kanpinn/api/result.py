@@ -143,6 +143,7 @@ def summarise(
         "levels": [entry.record.as_dict() for entry in state.levels],
         "phases": [phase.as_dict() for phase in phases],
         "metrics": dict(metrics),
+        "scalars": Solution(state).scalars if state.levels else {},
         "steps": state.total_steps,
         "best_level": level.record.level if level else None,
         "best_step": state.total_steps if last else level.best_step if level else None,

@@ -19,13 +19,15 @@ KINDS = ("problems", "models", "bases", "optimisers")
 @verbose
 def inspect(run: Path, as_json: bool) -> int:
     """Show what a run folder or a checkpoint holds. Runs no code of the problem."""
-    from kanpinn.checkpoint import read_checkpoint
+    from kanpinn.checkpoint import read_checkpoint, restore_state
     from kanpinn.io.run_folder import CHECKPOINT, RunFolder, to_json
+    from kanpinn.solution import Solution
 
     folder = RunFolder(run if run.is_dir() else run.parent)
     checkpoint = read_checkpoint(run / CHECKPOINT if run.is_dir() else run)
     summary = folder.read_summary() if folder.checkpoint.name == checkpoint.path.name else None
     state = checkpoint.content.training
+    inverse = bool(checkpoint.content.system.scalars)
     found: dict[str, Any] = {
         "path": str(checkpoint.path),
         "status": summary["status"] if summary and "status" in summary else None,
@@ -34,6 +36,7 @@ def inspect(run: Path, as_json: bool) -> int:
         "wall_s": state.elapsed,
         "problem": checkpoint.problem,
         "levels": [record.as_dict() for record in checkpoint.levels],
+        "scalars": Solution(restore_state(checkpoint)).scalars if inverse else {},
         "config": checkpoint.config,
         "provenance": checkpoint.provenance,
     }
@@ -66,6 +69,7 @@ def _print_checkpoint(found: dict[str, Any]) -> None:
         "problem": str(problem.get("name")) + (f" ({parameters})" if parameters else ""),
         "fields": f"{', '.join(problem.get('fields', []))} of "
         f"({', '.join(problem.get('coordinates', []))})",
+        **{f"scalar {name}": number(value, ".6e") for name, value in found["scalars"].items()},
         "model": model,
         "phases": ", ".join(
             f"{phase.get('optimiser')} {_plain(phase.get('steps'))}" for phase in phases

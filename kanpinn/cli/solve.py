@@ -99,6 +99,7 @@ def show_result(result: SolveResult, as_json: bool) -> None:
     if as_json:
         click.echo(to_json(summary, indent=2))
         return
+    scalars = summary.get("scalars") or {}  # summaries written before had none
     print_levels(summary["levels"])
     click.echo()
     pairs = {
@@ -109,6 +110,7 @@ def show_result(result: SolveResult, as_json: bool) -> None:
         "held-out residual": number(summary["heldout_residual"]),
         "loss": number(summary["loss"]),
         **{name: number(value, ".6e") for name, value in summary["metrics"].items()},
+        **{f"scalar {name}": number(value, ".6e") for name, value in scalars.items()},
         "parameters": str(summary["n_params"]),
         "training": f"{summary['wall_s']:.1f} s on {summary['device']}, {summary['dtype']}, "
         f"seed {summary['seed']}",

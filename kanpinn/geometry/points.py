@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,6 +17,8 @@ from kanpinn.errors import DomainError
 class Points:
     """Sites where residuals are evaluated.
 
+    Everything given may be a NumPy array instead of a tensor, and is a tensor afterwards (a copy).
+
     Args:
         x: (n, d) coordinates, time last.
         normal: (n, d) outward unit normals on a boundary; on an interface the unit normal from the
@@ -24,7 +28,7 @@ class Points:
         data: Further columns (n,), such as measured values.
 
     Raises:
-        DomainError: If the shapes do not match.
+        DomainError: If the shapes do not match, or something is neither tensor nor array.
     """
 
     x: Tensor
@@ -33,10 +37,15 @@ class Points:
     data: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Check the shapes."""
+        """Make tensors of arrays, and check the shapes."""
+        for name in ("x", "normal", "side"):
+            if name == "x" or getattr(self, name) is not None:
+                object.__setattr__(self, name, _as_tensor(name, getattr(self, name)))
+        columns = {name: _as_tensor(f"data column {name!r}", c) for name, c in self.data.items()}
+        object.__setattr__(self, "data", columns)
         if self.x.ndim != 2 or not self.x.is_floating_point():
             raise DomainError(
-                "points: x must be a floating-point tensor of shape (n, d), "
+                "points: x must hold floating-point numbers and have the shape (n, d), "
                 f"found {self.x.dtype} of shape {tuple(self.x.shape)}"
             )
         n = len(self.x)
@@ -109,6 +118,15 @@ class Points:
             torch.cat([_side(piece) for piece in pieces]) if one_sided else None,
             {name: torch.cat([piece.data[name] for piece in pieces]) for name in pieces[0].data},
         )
+
+
+def _as_tensor(name: str, value: Any) -> Tensor:
+    if isinstance(value, Tensor):
+        return value
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
+        return torch.tensor(np.ascontiguousarray(value))
+    found = f"array of {value.dtype}" if isinstance(value, np.ndarray) else type(value).__name__
+    raise DomainError(f"points: {name}: found {found}, allowed: a tensor or a NumPy array")
 
 
 def _expect(name: str, value: Tensor | None, shape: tuple[int, ...]) -> None:
