@@ -65,6 +65,12 @@ class CheckpointError(KanpinnError):
     """A checkpoint that is missing, truncated, corrupted, foreign, or of a newer schema."""
 
 
+class ForeignFileError(CheckpointError):
+    """A file that is no checkpoint of kanpinn at all: the wrong one was named."""
+
+    exit_code = EXIT_USAGE
+
+
 class RunFolderError(KanpinnError):
     """A run folder that cannot be written, or already holds a run."""
 

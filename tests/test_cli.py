@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -208,7 +209,7 @@ def test_dry_run_writes_nothing(here: Path) -> None:
         (("validate", "tiny.yaml", "training.refine=[3]"), ("training.refine",)),
         (("validate", "tiny.yaml", "model.widths=[2, 3, 2]"), ("model.widths",)),
         (("list", "cats"), ("cats", "problems")),
-        (("evaluate", ".", "--out", "x.csv"), ("--points", "--grid")),
+        (("evaluate", ".", "--out", "x.csv"), (".: holds no checkpoint.h5; a run folder or",)),
     ],
 )
 def test_mistakes_are_one_line(here: Path, arguments: tuple[str, ...], words: Any) -> None:
@@ -316,11 +317,39 @@ def test_list() -> None:
         ("evaluate", "{}", "--grid", "3x3", "--out", "out.csv"),
     ],
 )
-@pytest.mark.parametrize("content", [b"", b"\x89HDF\r\n\x1a\n foreign", b"kanpinn"])
-def test_bad_checkpoints(here: Path, command: tuple[str, ...], content: bytes) -> None:
+@pytest.mark.parametrize(
+    ("content", "code"),  # damage is a failure at run time, another file a mistake of usage
+    [(b"", 1), (b"kanpinn", 1), (b"\x89HDF\r\n\x1a\n foreign", 2), (CONFIG.encode(), 2)],
+)
+def test_bad_checkpoints(here: Path, command: tuple[str, ...], content: bytes, code: int) -> None:
     (here / "bad.h5").write_bytes(content)
-    refused(call(*(word.format("bad.h5") for word in command)), "checkpoint bad.h5", code=1)
+    refused(call(*(word.format("bad.h5") for word in command)), "checkpoint bad.h5", code=code)
     assert not (here / "out.csv").exists()
+
+
+@pytest.mark.parametrize(
+    "command", [("inspect",), ("plot",), ("evaluate", "--grid", "3x3", "--out", "out.csv")]
+)
+def test_a_folder_of_runs(solved: Path, here: Path, command: tuple[str, ...]) -> None:
+    """The newest run inside is named."""
+    for number, path in enumerate(("runs/tiny/a", "runs/b", "runs/tiny/c", "runs/tiny/no")):
+        (here / path).mkdir(parents=True)
+        if number < 3:
+            shutil.copy(solved / "checkpoint.h5", here / path)
+            os.utime(here / path / "checkpoint.h5", (1000 - number, 1000 - number))
+    for folder, newest in (("runs", "runs/tiny/a"), ("runs/tiny", "runs/tiny/a"), (".", "runs/b")):
+        text = refused(call(*command, folder), f"{folder}: holds no checkpoint.h5")
+        assert f"the newest is {newest} (see" in text
+    refused(call(*command, "runs/tiny/no"), "a run folder or a checkpoint is needed")
+    assert not (here / "out.csv").exists()
+
+
+def test_a_name_where_a_config_is_needed(here: Path) -> None:
+    (here / "configs").mkdir()
+    (here / "configs" / "poisson.yaml").write_text(CONFIG)
+    for name in ("poisson", "poisson.yaml"):
+        refused(call("solve", name), f"{name}: no such file; did you mean 'configs/poisson.yaml'?")
+    assert "did you mean" not in refused(call("solve", "burgers"), "burgers: no such file")
 
 
 @pytest.mark.parametrize("command", ["inspect", "plot"])
@@ -414,6 +443,36 @@ def test_points_that_cannot_be_used(
     result = call("evaluate", solved, "--points", "p.csv", "--out", "o.csv", "--trust")
     refused(result, *words)
     assert not (here / "o.csv").exists()
+
+
+@pytest.mark.parametrize("trust", [True, False])
+def test_points_outside(solved: Path, here: Path, trust: bool) -> None:
+    x = np.array([[0.5, 0.25], [1.5, 0.0], [-0.5, 1.0]])
+    np.savetxt(here / "p.csv", x, delimiter=",", header="x,y", comments="")
+    arguments = ["evaluate", solved, "--points", "p.csv", *["--trust"][:trust], "--out"]
+    result = call(*arguments, "o.npz")
+    assert result.exit_code == 2
+    for word in ("p.csv: points: row 1: x = 1.5", "--outside nan or extend"):
+        assert word in result.stderr.splitlines()[-1]
+    solution = kanpinn.load(solved)
+    for outside in ("nan", "extend"):
+        result = call(*arguments, f"{outside}.npz", "--outside", outside, "--json")
+        assert result.exit_code == 0, result.output
+        with np.load(here / f"{outside}.npz") as arrays:
+            found = dict(arrays)
+        assert found["u"][[0, 2]] == pytest.approx(solution(x[[0, 2]])[:, 0], abs=1e-14)
+        value = solution(x[1:2], outside="extend")[0, 0] if outside == "extend" else np.nan
+        assert found["u"][1] == pytest.approx(value, abs=1e-12, nan_ok=True)
+        if trust:
+            error = found["u"] - found["u_reference"]
+            assert np.isnan(found["u_reference"]).tolist() == [False, True, False]
+            assert found["u_reference"][[0, 2]] == pytest.approx(exact(x[[0, 2]]), abs=1e-14)
+            assert json.loads(result.stdout)["linf"] == np.abs(error[[0, 2]]).max()
+    refused(call(*arguments, "q.npz", "--outside", "no"), "--outside")
+
+
+def test_evaluate_needs_points_or_a_grid(solved: Path, here: Path) -> None:
+    refused(call("evaluate", solved, "--out", "x.csv"), "--points", "--grid")
 
 
 def test_evaluate_writes_nothing_over(solved: Path, here: Path) -> None:

@@ -104,12 +104,13 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
 
     Raises:
         CheckpointError: naming the file and the reason, if it is missing, a folder, truncated,
-            corrupted, of another program, of a newer schema, or inconsistent.
+            corrupted, of a newer schema, or inconsistent.
+        ForeignFileError: a CheckpointError, too, if it is of another program.
     """
     try:
         return Checkpoint(Path(path), from_file(read_sealed(path)))
     except CheckpointError as error:
-        raise CheckpointError(f"checkpoint {path}: {error}") from error
+        raise type(error)(f"checkpoint {path}: {error}") from error
 
 
 def restore_state(

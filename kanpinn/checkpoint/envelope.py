@@ -18,7 +18,7 @@ import re
 import stat
 from pathlib import Path
 
-from kanpinn.errors import CheckpointError
+from kanpinn.errors import CheckpointError, ForeignFileError
 
 USER_BLOCK = 512
 FORMAT = 1
@@ -103,8 +103,8 @@ def _declared_length(head: bytes) -> int:
     known = head[: len(_MAGIC)]
     if known != _MAGIC[: len(known)]:
         if head.startswith(_HDF5_SIGNATURE):
-            raise CheckpointError("is an HDF5 file of another program")
-        raise CheckpointError("is not a kanpinn checkpoint")
+            raise ForeignFileError("is an HDF5 file of another program")
+        raise ForeignFileError("is not a kanpinn checkpoint")
     if len(head) < USER_BLOCK:
         raise CheckpointError(f"is truncated: it has {len(head)} bytes")
     number = re.match(rb"\d{1,9}(?=\n)", head[len(_MAGIC) :])

@@ -35,7 +35,7 @@ from kanpinn.checkpoint.nodes import (
     put_attributes,
     put_json,
 )
-from kanpinn.errors import CheckpointError, KanpinnError
+from kanpinn.errors import CheckpointError, ForeignFileError, KanpinnError
 from kanpinn.expressions import Expression
 from kanpinn.jets.functions import FUNCTIONS
 from kanpinn.models import Inputs, OutputMap
@@ -157,7 +157,7 @@ def from_file(data: bytes) -> RunContent:
 
 def _read_run(root: Node) -> RunContent:
     if root.attribute("program") != PROGRAM:
-        raise CheckpointError("is an HDF5 file of another program")
+        raise ForeignFileError("is an HDF5 file of another program")
     version = root.integer("schema_version", least=1)
     if version > SCHEMA_VERSION:
         raise CheckpointError(

@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from kanpinn.cli.console import number, print_pairs, say, short_path
-from kanpinn.cli.options import EXISTING, PATH, as_json, verbose
+from kanpinn.cli.options import PATH, as_json, run_argument, verbose
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from kanpinn.geometry import Domain
     from kanpinn.problem import Problem
     from kanpinn.solution import Solution
+    from kanpinn.solution.evaluator import Outside
 
 MOST_POINTS = 10**8
 
@@ -27,13 +29,19 @@ TRUST = click.option(
 
 
 @click.command()
-@click.argument("run", type=EXISTING)
+@run_argument()
 @click.option("--points", type=PATH, metavar="FILE", help="CSV, NPZ or HDF5 with the coordinates.")
 @click.option("--grid", metavar="NxM", help="A grid over the domain, ends included: 201x201.")
 @click.option("--out", type=PATH, metavar="FILE", required=True, help="CSV or NPZ to write.")
 @click.option("--force", is_flag=True, help="Write over an existing file.")
 @click.option(
     "--iterate", type=click.Choice(("best", "last")), default="best", help="Which one [best]."
+)
+@click.option(
+    "--outside",
+    type=click.Choice(("error", "nan", "extend")),
+    default="error",
+    help="Points outside the domain: refused, NaN, or extrapolated [error].",
 )
 @click.option("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:INDEX.")
 @TRUST
@@ -46,6 +54,7 @@ def evaluate(
     out: Path,
     force: bool,
     iterate: Literal["best", "last"],
+    outside: Outside,
     device: str,
     trust: bool,
     as_json: bool,
@@ -53,7 +62,7 @@ def evaluate(
     """Evaluate the solution of RUN (a run folder or a checkpoint) at points, into a table.
 
     Its columns are the coordinates and the fields, and where the problem has a reference also
-    <field>_reference and <field>_error.
+    <field>_reference and <field>_error (NaN at points outside the domain).
     """
     if (points is None) == (grid is None):
         raise click.UsageError("one of --points FILE and --grid NxM is needed")
@@ -69,11 +78,11 @@ def evaluate(
     problem = known_problem(solution, trust)
     if points is not None:
         x = read_points(points, solution.coordinates)
-        if problem is not None:
-            _check_inside(problem, x, points)
+        if outside == "error":
+            _check_inside(_domain(solution, problem), x, points)
     else:
         x = _grid(solution, problem, grid or "")
-    columns, errors = _table(solution, problem, x)
+    columns, errors = _table(solution, problem, x, outside)
     write_columns(out, columns, force)
     found = {"points": len(x), **errors, "device": str(place), "out": str(out)}
     if as_json:
@@ -87,7 +96,7 @@ def evaluate(
 
 
 @click.command()
-@click.argument("run", type=EXISTING)
+@run_argument()
 @click.option("--out", type=PATH, metavar="DIR", help="Folder of the figures [RUN/figures].")
 @TRUST
 @verbose
@@ -113,14 +122,28 @@ def plot(run: Path, out: Path | None, trust: bool) -> int:
     return 0
 
 
-def _check_inside(problem: Problem, x: NDArray[np.float64], file: Path) -> None:
+def _check_inside(domain: Domain, x: NDArray[np.float64], file: Path) -> None:
     """Refuse points outside the domain, naming their file."""
     from kanpinn.errors import DomainError
 
     try:
-        problem.domain.check(x)
+        domain.check(x)
     except DomainError as error:
-        raise DomainError(f"{file}: {error} (rows count from 0, after any header)") from error
+        raise DomainError(
+            f"{file}: {error} (rows count from 0, after any header); "
+            "--outside nan or extend takes such points"
+        ) from error
+
+
+def _domain(solution: Solution, problem: Problem | None) -> Domain:
+    """The problem's, or where that is not known the bounding box."""
+    from kanpinn.geometry import Box
+
+    if problem is not None:
+        return problem.domain
+    bounds = [solution.bounds[name] for name in solution.coordinates]
+    lower, upper = zip(*bounds, strict=True)
+    return Box(lower, upper, solution.coordinates)
 
 
 def known_problem(solution: Solution, trust: bool, needed: str | None = None) -> Problem | None:
@@ -147,39 +170,37 @@ def known_problem(solution: Solution, trust: bool, needed: str | None = None) ->
 
 def _grid(solution: Solution, problem: Problem | None, text: str) -> NDArray[np.float64]:
     """Points ``(n, d)`` of the grid ``NxM`` that lie in the domain."""
-    from kanpinn.geometry import Box
-
     if not re.fullmatch(r"\d{1,6}(x\d{1,6})*", text):
         raise click.UsageError(f"--grid: found {text!r}, allowed: counts such as 201x201")
     shape = [int(count) for count in text.split("x")]
     if math.prod(shape) > MOST_POINTS:
         raise click.UsageError(f"--grid: {text} are more than {MOST_POINTS} points")
-    names, bounds = solution.coordinates, solution.bounds
-    lower, upper = zip(*(bounds[name] for name in names), strict=True)
-    x, _ = Box(lower, upper, names).evaluation_grid(shape)
-    if problem is not None:
-        x = x[problem.domain.contains(x)]
-    return x.numpy()
+    domain = _domain(solution, problem)
+    x, _ = domain.evaluation_grid(shape)
+    return x[domain.contains(x)].numpy()
 
 
 def _table(
-    solution: Solution, problem: Problem | None, x: NDArray[np.float64]
+    solution: Solution, problem: Problem | None, x: NDArray[np.float64], outside: Outside
 ) -> tuple[dict[str, NDArray[np.float64]], dict[str, float | None]]:
-    """The columns, and the errors of all fields together."""
+    """The columns, and the errors of all fields together at the points in the domain."""
     import numpy as np
     import torch
 
     from kanpinn.training.evaluation import relative_l2
 
-    values = np.asarray(solution(x), dtype=np.float64)
+    values = np.asarray(solution(x, outside), dtype=np.float64)
     columns = {name: x[:, k] for k, name in enumerate(solution.coordinates)}
     columns |= {name: values[:, k] for k, name in enumerate(solution.fields)}
-    reference = None if problem is None else problem.reference(x)
+    inside = _domain(solution, problem).contains(torch.from_numpy(x)).numpy()
+    reference = None if problem is None or not inside.any() else problem.reference(x[inside])
     if reference is None:
         return columns, {}
-    exact = np.asarray(reference, dtype=np.float64).reshape(len(x), -1)
+    exact = np.full_like(values, np.nan)
+    exact[inside] = np.asarray(reference, dtype=np.float64).reshape(inside.sum(), -1)
     difference = values - exact
     columns |= {f"{name}_reference": exact[:, k] for k, name in enumerate(solution.fields)}
     columns |= {f"{name}_error": difference[:, k] for k, name in enumerate(solution.fields)}
+    difference, exact = difference[inside], exact[inside]
     rel_l2 = relative_l2(torch.from_numpy(difference), torch.from_numpy(exact))
     return columns, {"rel_l2": rel_l2, "linf": float(np.abs(difference).max())}

@@ -16,6 +16,25 @@ PATH = click.Path(path_type=Path)
 EXISTING = click.Path(path_type=Path, exists=True)  # a missing one is a mistake of usage: exit 2
 
 
+def _holding_a_run(ctx: click.Context, parameter: click.Parameter, run: Path) -> Path:
+    """Refuse a folder without checkpoint; if it is one of runs, name the newest."""
+    from kanpinn.io.run_folder import CHECKPOINT
+
+    if run.is_file() or (run / CHECKPOINT).exists():
+        return run
+    inside = [path for depth in ("*", "*/*") for path in run.glob(f"{depth}/{CHECKPOINT}")]
+    hint = "a run folder or a checkpoint is needed"
+    if inside:
+        newest = max(inside, key=lambda path: path.stat().st_mtime)
+        hint = f"of the runs in it the newest is {newest.parent}"
+    raise click.UsageError(f"{run}: holds no {CHECKPOINT}; {hint}", ctx)
+
+
+def run_argument(metavar: str | None = None) -> Callable[[Command], Command]:
+    """The argument ``RUN``: a run folder or a checkpoint."""
+    return click.argument("run", type=EXISTING, metavar=metavar, callback=_holding_a_run)
+
+
 def _be_verbose(ctx: click.Context, parameter: click.Parameter, value: bool) -> bool:
     if value and ctx.obj is not None:
         ctx.obj.verbose = True

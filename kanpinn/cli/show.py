@@ -8,13 +8,13 @@ from typing import Any
 import click
 
 from kanpinn.cli.console import number, print_levels, print_pairs, print_table
-from kanpinn.cli.options import EXISTING, as_json, verbose
+from kanpinn.cli.options import as_json, run_argument, verbose
 
 KINDS = ("problems", "models", "bases", "optimisers")
 
 
 @click.command()
-@click.argument("run", type=EXISTING, metavar="RUN_OR_CHECKPOINT")
+@run_argument("RUN_OR_CHECKPOINT")
 @as_json("everything, with the resolved config,")
 @verbose
 def inspect(run: Path, as_json: bool) -> int:

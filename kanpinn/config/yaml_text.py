@@ -102,8 +102,10 @@ def _nearest_file(path: Path) -> str:
     if not path.parent.is_dir():
         return ""
     names = [entry.name for entry in path.parent.iterdir() if entry.suffix in {".yaml", ".yml"}]
-    near = difflib.get_close_matches(path.name, names, 1)
-    return f"; did you mean {str(path.with_name(near[0]))!r}?" if near else ""
+    near = [path.with_name(name) for name in difflib.get_close_matches(path.name, names, 1)]
+    shipped = path.parent / "configs" / f"{path.stem}.yaml"
+    found = [shipped] if shipped.is_file() else near
+    return f"; did you mean {str(found[0])!r}?" if found else ""
 
 
 class _Builder:
