@@ -52,12 +52,17 @@ def evaluate_value(value: Value, site: Site) -> Tensor | float:
 
 @dataclass(frozen=True, kw_only=True)
 class Condition(ABC):
-    """One condition on one field.
+    """One condition on one field; ``docs/problems.md`` has examples.
+
+    Build in what can be built in (``exact=True``: Dirichlet, Initial and Periodic); for the others
+    a weight of about 100 is a good start.
 
     Attributes:
         field: which field.
         on: name of the region, e.g. ``"boundary"``, ``"x.lower"``, ``"initial"``, ``"x=0"``.
-        weight: factor of its mean square in the objective.
+        value: what is prescribed: a number, a formula in the coordinates such as ``"sin(pi*x)"``,
+            or a function of the :class:`~kanpinn.residuals.Site` that returns one number per point.
+        weight: factor of its mean square in the objective, that of the equation being 1.
         exact: whether it is built into the network's output or inputs instead.
         points: number of points on level 0 instead of the sampling options'.
     """
@@ -101,7 +106,15 @@ class Condition(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class Dirichlet(Condition):
-    """``u = value``."""
+    """``u = value``.
+
+    ``value`` is a number, a formula in the coordinates such as ``"sin(pi*x)"``, or a function of
+    the points (:class:`~kanpinn.residuals.Site`) that returns one number for each. ``on`` names the
+    region: ``"boundary"``, ``"x.lower"``, ``"initial"``, ``"x=0"``. ``exact=True`` builds the
+    condition into the network, for a number or a formula on faces of a box: the first choice.
+    Otherwise ``weight`` is the factor of its mean square, that of the equation being 1; about 100
+    is a good start. ``points`` replaces the sampling options' number on level 0.
+    """
 
     value: Value = 0.0
 
@@ -140,7 +153,10 @@ class Dirichlet(Condition):
 
 @dataclass(frozen=True, kw_only=True)
 class Initial(Dirichlet):
-    """``u = value`` at the initial time (or ``du/dt = value`` with ``derivative=1``)."""
+    """``u = value`` at the initial time (or ``du/dt = value`` with ``derivative=1``).
+
+    Values can be built in (``exact=True``), rates cannot; the rest as in :class:`Dirichlet`.
+    """
 
     on: str = "initial"
     derivative: int = 0
@@ -172,7 +188,10 @@ class Initial(Dirichlet):
 
 @dataclass(frozen=True, kw_only=True)
 class Neumann(Condition):
-    """``n . grad u = value``, ``n`` the outward normal."""
+    """``n . grad u = value``, ``n`` the outward normal.
+
+    Always penalised; ``on``, ``value``, ``weight`` and ``points`` as in :class:`Dirichlet`.
+    """
 
     value: Value = 0.0
 
@@ -183,7 +202,11 @@ class Neumann(Condition):
 
 @dataclass(frozen=True, kw_only=True)
 class Robin(Condition):
-    """``alpha u + beta n . grad u = value``."""
+    """``alpha u + beta n . grad u = value``, ``n`` the outward normal.
+
+    ``alpha`` and ``beta`` are given like ``value``. Always penalised; ``on``, ``value``, ``weight``
+    and ``points`` as in :class:`Dirichlet`.
+    """
 
     alpha: Value = 1.0
     beta: Value = 1.0
@@ -205,7 +228,8 @@ class Robin(Condition):
 class Periodic(Condition):
     """Values, and derivatives up to ``order`` along the axis, agree on two opposite faces.
 
-    Built in exactly, the coordinate is replaced by ``harmonics`` pairs of cosine and sine.
+    Built in exactly, the coordinate is replaced by ``harmonics`` pairs of cosine and sine; that
+    is the first choice. Otherwise ``weight`` and ``points`` are those of :class:`Dirichlet`.
     """
 
     on: str = "x.periodic"
@@ -244,7 +268,10 @@ class Periodic(Condition):
 
 @dataclass(frozen=True, kw_only=True)
 class Jump(Condition):
-    """``u(+) - u(-) = value`` across an interface."""
+    """``u(+) - u(-) = value`` across an interface, ``on="x=0"`` for instance.
+
+    Always penalised; ``value``, ``weight`` and ``points`` as in :class:`Dirichlet`.
+    """
 
     value: Value = 0.0
     sites: ClassVar[int] = 2
@@ -263,7 +290,9 @@ class Jump(Condition):
 class FluxJump(Condition):
     """``(c n . grad u)(+) - (c n . grad u)(-) = value``, ``n`` from the minus to the plus side.
 
-    The coefficient is evaluated on each side by itself (``side`` is -1 or +1 there).
+    The coefficient is evaluated on each side by itself (``side`` is -1 or +1 there). Always
+    penalised; ``on`` is an interface, ``value``, ``weight`` and ``points`` as in
+    :class:`Dirichlet`.
     """
 
     coefficient: Value = 1.0
@@ -286,7 +315,7 @@ class FluxJump(Condition):
 
 @dataclass(frozen=True, kw_only=True)
 class Mean(Condition):
-    """The mean of ``u`` over a region equals ``value``: one row that joins all its points."""
+    """The mean of ``u`` over a region equals ``value``, a number: one row joins all its points."""
 
     on: str = "interior"
     value: float = 0.0

@@ -29,7 +29,9 @@ import kanpinn
 from kanpinn import api
 from kanpinn.cli import main
 from kanpinn.cli.group import COMMANDS
+from kanpinn.conditions import Condition, Dirichlet
 from kanpinn.config import read_yaml
+from kanpinn.geometry import Box
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ("README.md", *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").glob("*.md")))
@@ -245,3 +247,15 @@ def test_index_names_every_page() -> None:
     for page in PAGES:
         if page.startswith("docs/") and page != "docs/README.md":
             assert f"({Path(page).name})" in index
+
+
+def test_all_conditions_and_regions_are_described() -> None:
+    """In the tables of docs/problems.md, with the region a condition has by default."""
+    rows = re.findall(r"^\| (`.+?) \|$", read("docs/problems.md"), re.MULTILINE)
+    table = {row.split("`")[1]: row for row in rows}
+    for kind in (*Condition.__subclasses__(), *Dirichlet.__subclasses__()):
+        asked = "to be given" if kind.sites == 2 and kind.on == "boundary" else f'`"{kind.on}"`'
+        assert table[kind.__name__].endswith(asked), kind
+    box = Box((0.0, 0.0), (1.0, 2.0), ("x", "t"), "t", interfaces={"x": (0.5,)})
+    named = set(re.findall(r'`"([^"]+)"`', "\n".join(row for row in rows if row[1] == '"')))
+    assert named | {"t.periodic"} == set(box.region_names())
