@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -129,6 +130,8 @@ def test_summary_is_that_of_the_contract(whole: api.SolveResult) -> None:
 def test_result_has_the_numbers(whole: api.SolveResult) -> None:
     assert whole.status is Status.COMPLETED
     assert whole.exit_code == 0
+    form = r"SolveResult\(completed, rel_l2=\S+, heldout_residual=\S+, wall_s=\S+, '.*'\)"
+    assert re.fullmatch(form, repr(whole))
     for name in ("rel_l2", "linf", "heldout_residual", "loss", "wall_s", "levels", "metrics"):
         assert getattr(whole, name) == whole.summary[name]
 

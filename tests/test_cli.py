@@ -23,6 +23,7 @@ from click.testing import CliRunner, Result
 
 import kanpinn
 from kanpinn.cli import main
+from kanpinn.cli.group import COMMANDS
 from kanpinn.config import parse_yaml
 
 PROBLEM = '''
@@ -412,6 +413,14 @@ def test_evaluate_at_points(solved: Path, here: Path, write: Callable[[Path, Any
         assert np.array_equal(arrays["u"], kanpinn.load(solved)(x)[:, 0])
 
 
+def test_csv_holds_the_shortest_numbers_that_read_back_the_same(solved: Path, here: Path) -> None:
+    call("evaluate", solved, "--grid", "11x3", "--out", "o.csv", "--trust")
+    cells = [cell for line in (here / "o.csv").read_text().splitlines()[1:]
+             for cell in line.split(",")]  # fmt: skip
+    assert "-0.8" in cells  # not -0.80000000000000004
+    assert all(repr(float(cell)) == cell for cell in cells)
+
+
 def test_evaluate_one_point_of_the_last_iterate(solved: Path, here: Path) -> None:
     (here / "p.csv").write_text("x,y\n0.25,0.5\n")
     call("evaluate", solved, "--points", "p.csv", "--out", "o.csv", "--iterate", "last")
@@ -539,6 +548,12 @@ def test_help_and_version_are_quick() -> None:
         assert word in done.stdout
 
 
+def test_no_description_is_cut() -> None:
+    lines = call("--help").stdout.partition("Commands:\n")[2].splitlines()
+    assert len(lines) == len(COMMANDS)
+    assert all(line.endswith(".") and not line.endswith("...") for line in lines), lines
+
+
 def test_every_command_has_help() -> None:
     assert isinstance(main, click.Group)
     for name in main.list_commands(click.Context(main)):
@@ -613,6 +628,27 @@ def test_ctrl_c_and_resume_end_where_an_undisturbed_run_ends(here: Path) -> None
     assert (done.exit_code, json.loads(done.stdout)["steps"]) == (0, 200)
     call(*arguments, "--out", "whole", "-q")
     assert torch.equal(parameters(here / "run"), parameters(here / "whole"))
+
+
+def test_resume_says_what_has_changed(here: Path) -> None:
+    kanpinn.solve("tiny.yaml", out="run", stop=lambda: True, on_interrupt="return")
+    changes = ["training.phases.0.steps=9", "training.log_every=2"]
+    done = call("solve", "tiny.yaml", *changes, "--out", "run", "--resume")
+    said = "changed since: training.phases.0.steps, training.log_every"
+    assert said in done.stderr.splitlines()
+    assert said in (here / "run" / "run.log").read_text()
+    kanpinn.solve("tiny.yaml", out="other", stop=lambda: True, on_interrupt="return")
+    same = call("solve", "tiny.yaml", "--out", "other", "--resume")
+    assert "continued from step 1" in same.stderr
+    assert "changed since" not in same.stderr
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_log_and_inspect_count_the_same_threads(here: Path, threads: int) -> None:
+    done = call("solve", "tiny.yaml", "--threads", threads, "--out", "run")
+    words = f"{threads} thread{'s' if threads > 1 else ''}"
+    assert f"device cpu ({words})," in done.stderr
+    assert f"cpu, float64, {words}\n" in call("inspect", "run").stdout
 
 
 def test_twice_ctrl_c_stops_at_once(here: Path) -> None:

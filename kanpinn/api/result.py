@@ -19,7 +19,7 @@ from kanpinn.solution import Solution
 from kanpinn.training import RunOptions, RunState, TargetOptions
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SolveResult:
     """How a run ended.
 
@@ -77,6 +77,12 @@ class SolveResult:
     def solution(self) -> Solution:
         """The solution, read from the checkpoint when it is first asked for."""
         return Solution.load(self.folder)
+
+    def __repr__(self) -> str:
+        """How it ended in one line; :attr:`summary` has everything."""
+        numbers = {"rel_l2": self.rel_l2, "heldout_residual": self.heldout_residual}
+        found = "".join(f", {k}={v:.3e}" for k, v in numbers.items() if v is not None)
+        return f"SolveResult({self.status}{found}, wall_s={self.wall_s:.1f}, {str(self.folder)!r})"
 
     def _number(self, key: str) -> float | None:
         value = self.summary.get(key)

@@ -17,7 +17,7 @@ from kanpinn.api.planning import phase_plans, plan
 from kanpinn.api.preparation import AnyConfig, AnyProblem, Prepared, prepare
 from kanpinn.api.result import SolveResult, status_of, summarise
 from kanpinn.checkpoint import write_checkpoint
-from kanpinn.config import dump_yaml, to_dict
+from kanpinn.config import differing_keys, dump_yaml, to_dict
 from kanpinn.errors import DivergedError
 from kanpinn.io.interrupt import StopSignals
 from kanpinn.io.progress import Display, Silent
@@ -216,15 +216,23 @@ class _Session:
             self.fresh = False
             return
         self._note(f"continued from step {state.total_steps}")
+        changed = differing_keys(checkpoint.config, self.config, ignore=("name",))
+        if changed:
+            self._note(f"changed since: {', '.join(changed)}")
         self.writer.restart_metrics(state.history)
         self.writer.write_config(dump_yaml(self.config))
+
+    @property
+    def _n_threads(self) -> int:
+        """Threads at work: within an operation, or side by side on the Jacobian."""
+        return max(torch.get_num_threads(), self.options.workers)
 
     def _announce(self) -> None:
         device = str(self.options.device)
         if self.options.device.type == "cuda":
             device += f" ({torch.cuda.get_device_name(self.options.device)})"
         else:
-            threads = max(torch.get_num_threads(), self.options.workers)
+            threads = self._n_threads
             device += f" ({threads} thread{'s' if threads > 1 else ''})"
         config = self.prepared.config
         self._note(f"device {device}, {config.dtype}, seed {config.seed}")
@@ -249,6 +257,7 @@ class _Session:
 
     def _gather(self) -> dict[str, Any]:
         more: dict[str, Any] = {"command": list(sys.argv), "earlier": self.earlier}
+        more["threads"] = self._n_threads
         return gather(self.options.device, self.options.dtype, self.prepared.config.seed, **more)
 
     def _save(self, state: RunState) -> None:

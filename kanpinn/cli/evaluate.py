@@ -28,7 +28,7 @@ TRUST = click.option(
 )
 
 
-@click.command()
+@click.command(short_help="Evaluate the solution of a run at points or on a grid.")
 @run_argument()
 @click.option("--points", type=PATH, metavar="FILE", help="CSV, NPZ or HDF5 with the coordinates.")
 @click.option("--grid", metavar="NxM", help="A grid over the domain, ends included: 201x201.")
@@ -95,7 +95,7 @@ def evaluate(
     return 0
 
 
-@click.command()
+@click.command(short_help="Draw the figures of a run again.")
 @run_argument()
 @click.option("--out", type=PATH, metavar="DIR", help="Folder of the figures [RUN/figures].")
 @TRUST

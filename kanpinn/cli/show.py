@@ -60,7 +60,7 @@ def _print_checkpoint(found: dict[str, Any]) -> None:
     )
     phases = (config.get("training") or {}).get("phases") or []
     versions = origin.get("versions") or {}
-    commit = origin.get("commit")
+    commit, threads = origin.get("commit"), origin.get("threads")
     pairs = {
         "checkpoint": found["path"],
         "status": found["status"] or ("finished" if found["finished"] else "unfinished"),
@@ -75,7 +75,7 @@ def _print_checkpoint(found: dict[str, Any]) -> None:
             f"{phase.get('optimiser')} {_plain(phase.get('steps'))}" for phase in phases
         ),
         "seed": str(config.get("seed")),
-        "device": f"{origin.get('device')}, {origin.get('dtype')}, {origin.get('threads')} threads",
+        "device": f"{origin.get('device')}, {origin.get('dtype')}, {_counted(threads, 'thread')}",
         "written by": ", ".join(f"{k} {v}" for k, v in versions.items() if v is not None),
         "commit": f"{commit}{' and changes' if origin.get('commit_modified') else ''}",
         "on": f"{origin.get('host')}, {origin.get('system')}",
@@ -85,11 +85,15 @@ def _print_checkpoint(found: dict[str, Any]) -> None:
     print_pairs(pairs)
 
 
+def _counted(number: Any, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
 def _plain(value: Any) -> str:
     return "/".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-@click.command(name="list")
+@click.command(name="list", short_help="List problems, models, bases and optimisers.")
 @click.argument("kinds", nargs=-1, type=click.Choice(KINDS), metavar="[KIND]...")
 @as_json("names and summaries")
 @verbose

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from kanpinn.api import LevelPlan, PhasePlan, Prepared, SolveResult
 
 
-@click.command()
+@click.command(short_help="Train as a config says; keys can be replaced.")
 @config_arguments
 @click.option("--out", type=PATH, metavar="DIR", help="Run folder [runs/<name>/<UTC time>].")
 @click.option("--resume", is_flag=True, help="Continue a run, by default the newest unfinished.")

@@ -33,7 +33,7 @@ def check_free(path: Path, force: bool) -> None:
 
 
 def write_columns(path: Path, columns: Mapping[str, Floats], force: bool = False) -> None:
-    """Write columns ``(n,)`` by name, as CSV with a header or as arrays; all digits are kept.
+    """Write columns ``(n,)`` by name, as CSV with a header or as arrays; nothing is rounded.
 
     Raises:
         DataError: see :func:`check_free`; or if the file cannot be written.
@@ -45,8 +45,9 @@ def write_columns(path: Path, columns: Mapping[str, Floats], force: bool = False
     else:
         delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
         table = np.stack(list(columns.values()), axis=1)
-        header = delimiter.join(columns)
-        np.savetxt(buffer, table, "%.17g", delimiter, header=header, comments="")
+        buffer.write(delimiter.join(columns).encode() + b"\n")
+        for row in table:  # the shortest text of every number that reads back the same
+            buffer.write(delimiter.join(map(repr, row.tolist())).encode() + b"\n")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.write_bytes(buffer.getvalue())
