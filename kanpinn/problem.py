@@ -103,6 +103,10 @@ class Problem(ABC):
         """
         return None
 
+    def test_blocks(self) -> tuple[ResidualBlock, ...] | None:
+        """Blocks of data that nothing is chosen by (test data), if any: shown in figures."""
+        return None
+
     def evaluation_points(self) -> Tensor:
         """Points ``(n, d)`` errors are measured on: about 40,000 on a grid over the domain."""
         x, _ = self.domain.evaluation_grid()

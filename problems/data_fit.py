@@ -68,6 +68,10 @@ class DataFit(Problem, ABC):
         """One block: the validation rows."""
         return (self._block(self.validation),)
 
+    def test_blocks(self) -> tuple[ResidualBlock, ...]:
+        """One block: the test rows."""
+        return (self._block(self.test),)
+
     def metrics(self, predict: Callable[[Tensor], Tensor]) -> dict[str, float]:
         """``test_mse``, the mean square of ``(u - y) / scale`` on the test rows, and its root."""
         scale = np.array([self._scaling(name).scale for name in self.fields])

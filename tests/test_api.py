@@ -127,6 +127,27 @@ def test_summary_is_that_of_the_contract(whole: api.SolveResult) -> None:
     assert summary["peak_rss_mb"] > 10
 
 
+def fit(points: int, noise: float, out: Path, **training: Any) -> list[str]:
+    """The log of a fit of noisy points of a sine by 24 intervals."""
+    problem = {"name": "regression", "expression": "sin(3*x)", "variables": ["x"], "lower": [-1.0],
+               "upper": [1.0], "points": points, "noise": noise, "test_points": 50}  # fmt: skip
+    phases = [{"optimiser": "lm", "steps": 40}]
+    model = {"width": 3, "order": 4, "intervals": 12}
+    config = {"problem": problem, "model": model, "training": {"phases": phases, **training}}
+    kanpinn.solve({**config, "figures": False}, out=out)
+    return (out / "run.log").read_text().splitlines()
+
+
+def test_a_fit_far_better_on_training_rows_is_told(tmp_path: Path) -> None:
+    (line,) = [x for x in fit(30, 0.05, tmp_path / "few", log_every=40) if "warning" in x]
+    row = json.loads((tmp_path / "few" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert row["heldout_score"] > 5 * row["loss"] ** 0.5
+    assert f"held out, {row['heldout_score']:.1e}, is far above" in line
+    assert f"training rows, {row['loss'] ** 0.5:.1e}:" in line
+    for name, points, noise in (("many", 2000, 0.05), ("exact", 2000, 0.0)):
+        assert not [x for x in fit(points, noise, tmp_path / name) if "warning" in x]
+
+
 def test_result_has_the_numbers(whole: api.SolveResult) -> None:
     assert whole.status is Status.COMPLETED
     assert whole.exit_code == 0

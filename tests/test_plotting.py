@@ -284,6 +284,23 @@ def history(**changes: Any) -> dict[str, Any]:
     return columns | changes
 
 
+@pytest.mark.parametrize(
+    ("phases", "labels"),
+    [
+        ({0: ["lm"], 1: ["lm"]}, ["Levenberg-Marquardt"]),
+        ({0: ["adam", "lm"], 1: ["lm"]}, ["Adam, Levenberg-Marquardt", "Levenberg-Marquardt"]),
+    ],
+)
+def test_phases_shorter_than_a_log_line_have_their_names(phases: Any, labels: list[str]) -> None:
+    columns = {k: [v[0], v[4], v[5], v[8]] for k, v in history().items()}
+    columns["phase"] = ["start", "end", "start", "end"]
+    figure = check(plot_convergence(columns, {}, phases))
+    legend = [t.get_text() for t in figure.legends[0].get_texts()]
+    assert legend[:-2] == labels
+    named = check(plot_convergence(history(), {}, {0: ["lm"], 1: ["lm"]}))
+    assert [t.get_text() for t in named.legends[0].get_texts()][:-2] == ["Adam", "L-BFGS"]
+
+
 def test_convergence_against_steps_and_seconds() -> None:
     figure = check(plot_convergence(history(), {0: [4, 4], 1: [8, 16]}))
     assert len(figure.axes) == 6
@@ -427,6 +444,10 @@ def test_parity() -> None:
     rms = np.sqrt(np.mean((predicted["u"] - exact) ** 2))
     assert f"root mean square error {rms:.2g} (dashed)" in texts(figure)
     assert any("rows not finite" in text for text in texts(figure))
+    assert "500 rows" in texts(figure)
+    assert {"500 test rows", "test rows"} <= set(
+        texts(plot_parity({"u": exact}, {"u": exact}, rows="test rows"))
+    )
     nothing = plot_parity({"u": exact}, {"u": np.full(500, np.nan)})
     FigureCanvasAgg(nothing).draw()
     with pytest.raises(ValueError, match="no field"):

@@ -447,7 +447,7 @@ def test_figures_of_a_regression(kind: type[Measured], dimension: int, tmp_path:
     stems = [path.stem for path in paths]
     assert stems[:2] == (["fields", "parity"] if dimension < 4 else ["parity", "convergence"])
     assert all(not_blank(path) for path in paths)
-    data = gather.rows_of_data(problem, solution, ("u",))
+    data = gather.rows_of_data(problem.held_out_blocks(), solution, ("u",))
     x = problem.rows(1).points.x
     np.testing.assert_array_equal(data["u"].x, x.numpy())
     np.testing.assert_array_equal(data["u"].measured, problem.function(x).numpy())

@@ -15,8 +15,12 @@ from kanpinn.api.planning import PhasePlan
 from kanpinn.config import RunConfig
 from kanpinn.io.run_folder import Status, strict_json
 from kanpinn.optimisers import StopReason
+from kanpinn.problem import Problem
 from kanpinn.solution import Solution
 from kanpinn.training import RunOptions, RunState, TargetOptions
+
+FAR = 5.0  # times the training error: beyond what unseen rows of noisy data commonly have
+ROUND_OFF = 1e-8  # errors below it are not worth a word
 
 
 @dataclass(frozen=True, repr=False)
@@ -113,6 +117,25 @@ def best_row(state: RunState) -> Mapping[str, Any]:
         if key == level.record.key and row["heldout_score"] == level.best_score:
             return row
     return {}
+
+
+def overfitting(state: RunState, problem: Problem) -> str | None:
+    """A warning if a fit of data is far better on its training rows than on its held-out ones.
+
+    Compared are the root of the loss and the held-out score of the default solution, which are the
+    same mean square on other rows. ``None`` where the two are close, or close to round-off.
+    """
+    row = best_row(state) if problem.held_out_blocks() else {}
+    loss, unseen = row.get("loss"), row.get("heldout_score")
+    if loss is None or unseen is None or not (loss >= 0 and unseen > ROUND_OFF):
+        return None
+    fitted = math.sqrt(loss)
+    if unseen <= FAR * fitted:
+        return None
+    return (
+        f"warning: the error on rows held out, {unseen:.1e}, is far above that on training rows, "
+        f"{fitted:.1e}: try a smaller model, fewer levels, or training.smoothing"
+    )
 
 
 def summarise(

@@ -15,7 +15,7 @@ import torch
 from kanpinn.api.continuation import find_run, recall, restored
 from kanpinn.api.planning import phase_plans, plan
 from kanpinn.api.preparation import AnyConfig, AnyProblem, Prepared, prepare
-from kanpinn.api.result import SolveResult, status_of, summarise
+from kanpinn.api.result import SolveResult, overfitting, status_of, summarise
 from kanpinn.checkpoint import write_checkpoint
 from kanpinn.config import differing_keys, dump_yaml, to_dict
 from kanpinn.errors import DivergedError
@@ -176,6 +176,9 @@ class _Session:
             raise
         self.status = status_of(self.state, self.prepared.config.training.target)
         self.writer.log(f"trained for {time.perf_counter() - began:.1f} s: {self.status}")
+        warning = overfitting(self.state, self.prepared.problem)
+        if warning and self.status.final:
+            self._note(warning)
 
     def finish(self) -> Mapping[str, Any]:
         """Write the summary, unless the run was finished and has one."""

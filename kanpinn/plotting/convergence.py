@@ -36,7 +36,9 @@ Segment = tuple[slice, str]
 
 @style.styled
 def plot_convergence(
-    history: Mapping[str, ArrayLike], intervals: Mapping[int, Sequence[int]] | None = None
+    history: Mapping[str, ArrayLike],
+    intervals: Mapping[int, Sequence[int]] | None = None,
+    phases: Mapping[int, Sequence[str]] | None = None,
 ) -> Figure:
     """Loss, held-out residual and relative L2 error against steps and against seconds.
 
@@ -50,6 +52,7 @@ def plot_convergence(
             ``phase``, ``loss``, ``heldout_residual``, ``heldout_score``, ``rel_l2``,
             ``scalar.<name>``; missing entries are ``None`` or not a number.
         intervals: knot intervals per layer, by level.
+        phases: optimisers in order, by level: for levels of which only start and end are logged.
 
     Raises:
         ValueError: if the history has no line, or nothing to show.
@@ -63,7 +66,7 @@ def plot_convergence(
     if not rows:
         raise ValueError("plot_convergence: the history holds no finite loss, residual or error")
     across = ["step", "wall_s"] if np.isfinite(numbers.get("wall_s", np.nan)).any() else ["step"]
-    segments = _segments(numbers, history.get("phase"))
+    segments = _segments(numbers, history.get("phase"), phases or {})
     figure = style.new_figure(0.6 + 4.2 * len(across), 0.9 + 1.85 * len(rows))
     grid = figure.subplots(len(rows), len(across), sharex="col", sharey="row", squeeze=False)
     for name, axes in zip(rows, grid, strict=True):
@@ -87,17 +90,24 @@ def _numbers(column: NDArray[Any]) -> Floats:
     return column.astype(np.float64)
 
 
-def _segments(numbers: Mapping[str, Floats], phases: ArrayLike | None) -> list[Segment]:
+def _segments(
+    numbers: Mapping[str, Floats], phases: ArrayLike | None, known: Mapping[int, Sequence[str]]
+) -> list[Segment]:
     """Runs of rows of one phase on one level, each with the row before it on that level.
 
-    The row logged at a level's start belongs to the phase that follows it.
+    The row logged at a level's start belongs to the phase that follows it, the one at its end to
+    the phase before; if there are no others, to all that are known of the level.
     """
     level = numbers.setdefault("level", np.zeros(len(numbers["step"])))  # type: ignore[attr-defined]
     count = len(level)
     names = [""] * count if phases is None else [str(name) for name in np.asarray(phases).tolist()]
+    for k in range(count):
+        between = k and level[k] == level[k - 1] and names[k - 1] not in ("start", "extended")
+        if names[k] == "end" and not between and known.get(int(level[k])):
+            names[k] = ", ".join(known[int(level[k])])
     for k in reversed(range(count)):  # "start" takes the name of what follows, "end" of what was
         follows = k + 1 < count and level[k + 1] == level[k]
-        if names[k] == "start":
+        if names[k] in ("start", "extended"):
             names[k] = names[k + 1] if follows else ""
     for k in range(1, count):
         if names[k] in ("end", "stopped") and level[k] == level[k - 1]:
@@ -206,7 +216,7 @@ def _legend(figure: Figure, levels: int, segments: list[Segment], has_best: bool
     entries: list[dict[str, Any]] = []
     for phase, (colour, line) in _phase_styles(segments).items():
         if phase:
-            name = PHASE_NAMES.get(phase, phase)
+            name = ", ".join(PHASE_NAMES.get(part, part) for part in phase.split(", "))
             entries.append({"color": colour, "ls": line, "lw": 1.4, "label": name})
     if levels > 1:
         label = "refinement ($n$ knot intervals)"

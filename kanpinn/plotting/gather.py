@@ -289,13 +289,15 @@ class DataRows:
     predicted: Floats
 
 
-def rows_of_data(problem: Problem, predict: Predict, fields: Sequence[str]) -> dict[str, DataRows]:
-    """Data by field, at rows that were not trained on.
+def rows_of_data(
+    blocks: Sequence[ResidualBlock] | None, predict: Predict, fields: Sequence[str]
+) -> dict[str, DataRows]:
+    """Data by field, with what the solution says there.
 
-    They are the columns named like fields in the problem's held-out blocks; empty without such.
+    They are the columns named like fields in blocks of given points; empty without such.
     """
     found: dict[str, list[tuple[Floats, Floats, Floats]]] = {}
-    for block in problem.held_out_blocks() or ():
+    for block in blocks or ():
         region = block.region
         if region.kind != "data" or region.n_distinct is None:
             continue

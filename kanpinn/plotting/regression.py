@@ -17,6 +17,7 @@ def plot_parity(
     measured: Mapping[str, Floats],
     predicted: Mapping[str, Floats],
     units: Mapping[str, str] | None = None,
+    rows: str = "rows",
 ) -> Figure:
     """Predicted against measured values with the line of equality, and how the errors spread.
 
@@ -24,6 +25,7 @@ def plot_parity(
         measured: data ``(n,)`` by field, in the user's units.
         predicted: the same rows of the solution.
         units: units by field.
+        rows: which rows these are, in words.
 
     Raises:
         ValueError: if there is no field.
@@ -36,7 +38,8 @@ def plot_parity(
         label = with_unit(name, (units or {}).get(name))
         good = np.isfinite(exact) & np.isfinite(predicted[name])
         _scatter(left, exact[good], predicted[name][good], label)
-        _spread(right, (predicted[name] - exact)[good], label)
+        left.set_title(f"{len(exact)} {rows}")
+        _spread(right, (predicted[name] - exact)[good], label, rows)
         if not good.all():
             style.note(left, f"{int((~good).sum())} of {len(good)} rows not finite")
     return figure
@@ -57,7 +60,7 @@ def _scatter(ax: Axes, exact: Floats, predicted: Floats, label: str) -> None:
     ax.grid(color=style.PALE, lw=0.6)
 
 
-def _spread(ax: Axes, error: Floats, label: str) -> None:
+def _spread(ax: Axes, error: Floats, label: str, rows: str) -> None:
     """Histogram of the errors, with their root mean square."""
     if len(error):
         reach = float(np.abs(error).max()) or 1.0
@@ -67,4 +70,4 @@ def _spread(ax: Axes, error: Floats, label: str) -> None:
         for place in (-rms, rms):
             ax.axvline(place, color=style.BLACK, lw=0.9, ls=(0, (4, 3)))
         ax.set_title(f"root mean square error {rms:.2g} (dashed)")
-    ax.set(xlabel=f"error of {label}", ylabel="rows")
+    ax.set(xlabel=f"error of {label}", ylabel=rows)

@@ -66,17 +66,22 @@ def plot_run(
 
 def _figures(solution: Solution, problem: Problem | None) -> Named:
     """Names of the figures, and what draws them."""
-    data = {} if problem is None else rows_of_data(problem, solution, solution.fields)
+    held_out = None if problem is None else problem.held_out_blocks()
+    data = rows_of_data(held_out, solution, solution.fields)
     dimensions = len(Extent.of(solution.model, problem).names)
     if not data or dimensions <= MOST_DIMENSIONS_OF_DATA:
         yield from _field_figures(solution, problem, data)
-    if data:
-        measured = {name: rows.measured for name, rows in data.items()}
-        predicted = {name: rows.predicted for name, rows in data.items()}
-        yield "parity", lambda: plot_parity(measured, predicted)
+    tests = None if problem is None else problem.test_blocks()
+    unseen = rows_of_data(tests, solution, solution.fields)
+    if shown := unseen or data:
+        measured = {name: rows.measured for name, rows in shown.items()}
+        predicted = {name: rows.predicted for name, rows in shown.items()}
+        kind = "test rows" if unseen else "validation rows"
+        yield "parity", lambda: plot_parity(measured, predicted, rows=kind)
     history = solution.history
     if len(history.get("step", ())):
-        yield "convergence", lambda: plot_convergence(history, _intervals(solution.summary))
+        phases = _phases(solution.config, solution.summary)
+        yield "convergence", lambda: plot_convergence(history, _intervals(solution.summary), phases)
     parts = solution.networks
     for part_name, part in parts.items():
         stem = "univariate" if len(parts) == 1 else f"univariate_{part_name}"
@@ -121,6 +126,19 @@ def _only(section: FieldSection, fields: Sequence[str], equations: Sequence[str]
         reference=pick(section.reference, fields),
         residuals=pick(section.residuals, equations),
     )
+
+
+def _phases(
+    config: Mapping[str, Any], records: Sequence[Mapping[str, Any]]
+) -> dict[int, list[str]]:
+    """The optimisers of every level, in order."""
+    stages = (config.get("training") or {}).get("phases") or []
+    named: dict[int, list[str]] = {}
+    for level in (int(entry["level"]) for entry in records):
+        steps = [np.atleast_1d(stage["steps"]) for stage in stages]
+        here = [int(counts[min(level, len(counts) - 1)]) for counts in steps]
+        named[level] = [s["optimiser"] for s, n in zip(stages, here, strict=True) if n]
+    return named
 
 
 def _intervals(records: Sequence[Mapping[str, Any]]) -> dict[int, list[int]]:
