@@ -293,7 +293,7 @@ def history(**changes: Any) -> dict[str, Any]:
 )
 def test_phases_shorter_than_a_log_line_have_their_names(phases: Any, labels: list[str]) -> None:
     columns = {k: [v[0], v[4], v[5], v[8]] for k, v in history().items()}
-    columns["phase"] = ["start", "end", "start", "end"]
+    columns["phase"] = ["start", "end", "start", "stopped"]
     figure = check(plot_convergence(columns, {}, phases))
     legend = [t.get_text() for t in figure.legends[0].get_texts()]
     assert legend[:-2] == labels

@@ -103,7 +103,7 @@ def _segments(
     names = [""] * count if phases is None else [str(name) for name in np.asarray(phases).tolist()]
     for k in range(count):
         between = k and level[k] == level[k - 1] and names[k - 1] not in ("start", "extended")
-        if names[k] == "end" and not between and known.get(int(level[k])):
+        if names[k] in ("end", "stopped") and not between and known.get(int(level[k])):
             names[k] = ", ".join(known[int(level[k])])
     for k in reversed(range(count)):  # "start" takes the name of what follows, "end" of what was
         follows = k + 1 < count and level[k + 1] == level[k]
