@@ -52,10 +52,16 @@ class Squared:
     gram: Tensor
     transposed: Callable[[Tensor], Tensor]
     jacobian: Tensor | None = None
-    evaluations: int = 1
+
+    @property
+    def evaluations(self) -> int:
+        return int(self.jacobian is None)
 
     def product(self, v: Tensor) -> Tensor | None:
         return None if self.jacobian is None else self.jacobian @ v
+
+    def normal(self, d: Tensor, u: Tensor) -> Tensor | None:
+        return None if self.jacobian is None else self.jacobian.mT @ (self.jacobian @ d + u)
 
 
 class Squares:
@@ -84,8 +90,9 @@ class Squares:
         self.evaluations += 1
         jacobian = self.jacobian(theta)
         joined = torch.cat([jacobian, self.residual(theta)[:, None]], 1)
-        transposed = lambda u: self.transposed_product(theta, u)  # noqa: E731
-        return Squared(joined.mT @ joined, transposed, jacobian if self.keep else None)
+        if self.keep:
+            return Squared(joined.mT @ joined, lambda u: jacobian.mT @ u, jacobian)
+        return Squared(joined.mT @ joined, lambda u: self.transposed_product(theta, u))
 
     def triangle(self, theta: Tensor) -> Tensor:
         joined = torch.cat([self.jacobian(theta), self.residual(theta)[:, None]], 1)

@@ -158,6 +158,9 @@ class SquaredJacobian(Protocol):
     def product(self, v: Tensor) -> Tensor | None:
         """``J v`` ``(N,)`` of ``v`` (n,), where that takes no evaluation."""
 
+    def normal(self, d: Tensor, u: Tensor) -> Tensor | None:
+        """``J^T (J d + u)`` (n,) of ``d`` (n,) and ``u`` ``(N,)``, where that takes none."""
+
 
 @runtime_checkable
 class LeastSquaresObjective(Objective, Protocol):

@@ -102,9 +102,10 @@ class LevenbergMarquardtOptions:
 
 @dataclass(frozen=True)
 class _Trial:
-    """A damping that was tried: where it leads, the loss there, predicted fall, what it cost."""
+    """A damping that was taken: where it leads, the loss there, predicted fall, what it cost."""
 
     theta: Tensor
+    damping: float
     loss: float
     predicted: float
     evaluations: int
@@ -187,7 +188,7 @@ class LevenbergMarquardt(Optimiser):
         growth, evaluations = 2.0, 2
         for _ in range(options.max_trials):
             trial = self._try(theta, model, residuals, damping, objective)
-            evaluations += trial.evaluations
+            damping, evaluations = trial.damping, evaluations + trial.evaluations
             gain = (loss - trial.loss) / trial.predicted if trial.predicted > 0 else -1.0
             if gain > LEAST_GAIN:  # false for a loss that is not finite
                 damping *= max(LARGEST_FALL, 1 - (2 * gain - 1) ** 3)
@@ -215,7 +216,8 @@ class LevenbergMarquardt(Optimiser):
         options = self.options
         scale: ScaleOf = lambda squares: self._scale(squares, layout)  # noqa: E731
         if choice.solver == "dense":
-            return DenseModel(objective, theta, scale, options.memory_mib - choice.direct_mib)
+            spare = options.memory_mib - choice.direct_mib
+            return DenseModel(objective, theta, residuals, scale, spare)
         if choice.solver == "dual":
             return DualModel(objective, theta, residuals, scale)
         limits = (options.iterations, options.linear_tolerance, options.memory_mib)
@@ -239,12 +241,13 @@ class LevenbergMarquardt(Optimiser):
             ratio = 2 * (model.scale * acceleration).norm() / (model.scale * step).norm()
             evaluations += taken + system.evaluations
             if not float(ratio) <= self.options.acceleration_limit:
-                return _Trial(theta, math.inf, 0.0, evaluations - 1)
+                return _Trial(theta, system.damping, math.inf, 0.0, evaluations - 1)
             move = step + 0.5 * acceleration
         there = theta + move
         fall = model.loss - model.remaining(step)
         loss, predicted = torch.stack([objective.loss(there), fall]).tolist()
-        return _Trial(there, loss if math.isfinite(loss) else math.inf, predicted, evaluations)
+        loss = loss if math.isfinite(loss) else math.inf
+        return _Trial(there, system.damping, loss, predicted, evaluations)
 
     def _second_derivative(
         self,

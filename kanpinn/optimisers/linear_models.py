@@ -36,6 +36,9 @@ BLOCK = 64  # most columns that are orthogonalised against each other in front o
 BLOCK_COPIES = 4  # of the blocks' squares: their sums, the factor, its inverse
 ITERATION_VECTORS = 8  # of N + n numbers
 JITTER = 1e-14  # of a block's diagonal
+REFINEMENTS = 2  # of a step that squares gave
+LAST_REFINEMENT = 0.1  # of the step: the most that the last of them may change
+RAISED = (1 / 16, 1 / 2, 4.0)  # of the damping covered by squares: taken instead of a smaller one
 SQUARED_FLOOR = 4.0  # times eps |J^T J|: the least damping under which J^T J stands for J
 
 
@@ -125,7 +128,13 @@ class DampedSystem:
 
 
 class DampedModel(ABC):
-    """The model with one damping."""
+    """The model with one damping.
+
+    Attributes:
+        damping: ``lambda``, which may be larger than what was asked for.
+    """
+
+    damping: float
 
     @property
     def evaluations(self) -> int:
@@ -179,10 +188,14 @@ class DenseModel(LinearModel):
     """From ``G = [J | r]^T [J | r]``, or the triangle of ``[J | r]`` where that is too coarse.
 
     Both take ``O(n^2)`` numbers, and ``O(n^3)`` work a damping. ``G`` costs a fraction of the
-    triangle, and has half its digits: it stands for ``J^T J`` up to about ``eps |J^T J|``. The
-    Cholesky factor of ``J^T J + lambda D^2`` is used while the smallest ``lambda D^2`` is
-    ``SQUARED_FLOOR`` times as large as that, so that what is lost is small beside the damping, in
-    all directions; below it, the triangle is made.
+    triangle, and has half its digits: it stands for ``J^T J`` up to about ``eps |J^T J|``. Products
+    with ``J`` itself give the rest back: steps by the Cholesky factor of ``J^T J + lambda D^2`` are
+    refined by their defect (corrected semi-normal equations: Bjorck,
+    doi:10.1016/0024-3795(87)90101-7), and accepted if the last refinement is small. If it is not,
+    a damping of the size of what squaring loses takes the place of a smaller one: such steps are
+    somewhat shorter, and several times cheaper than those by the triangle. Without products, steps
+    are accepted while the smallest ``lambda D^2`` is ``SQUARED_FLOOR eps |J^T J|`` at least. Where
+    they are not accepted, the triangle is made.
     """
 
     solver = "dense"
@@ -191,36 +204,55 @@ class DenseModel(LinearModel):
         self,
         objective: LeastSquaresObjective,
         theta: Tensor,
+        residuals: Tensor,
         scale_of: ScaleOf,
         memory_mib: float = 0.0,
     ) -> None:
-        self.objective, self.theta = objective, theta
+        self.objective, self.theta, self.residuals = objective, theta, residuals
         self.squared = objective.squares(theta, memory_mib * MIB)
         self.gram = self.squared.gram
         sizes = self.gram.diagonal()  # (n + 1,)
         self.loss = sizes[-1]
         self.gradient = 2 * self.gram[:-1, -1]
         self.scale = scale_of(sizes[:-1])
-        epsilon = torch.finfo(theta.dtype).eps
-        size = torch.linalg.matrix_norm(self.gram[:-1, :-1]) / self.scale.min().square()
-        self.least = SQUARED_FLOOR * epsilon * float(size)
 
     @cached_property
     def triangle(self) -> Tensor:
         """``R`` of a QR decomposition of ``[J | r]``, ``(n + 1, n + 1)``."""
         return self.objective.triangle(self.theta)
 
+    @cached_property
+    def least(self) -> float:
+        """The damping above which a step from ``G`` alone is accepted."""
+        size = float(torch.linalg.matrix_norm(self.gram[:-1, :-1]) / self.scale.min().square())
+        return SQUARED_FLOOR * torch.finfo(self.gram.dtype).eps * size
+
     def damped(self, damping: float) -> DampedModel:
-        """See the base class."""
-        if damping >= self.least:
-            square = self.gram[:-1, :-1] + torch.diag(damping * self.scale.square())
-            factor, failed = torch.linalg.cholesky_ex(square)
-            if not int(failed):
-                return _SquaredDamped(self.squared, factor)
-        return _DenseDamped(self.squared, DampedSystem.of(self.triangle, damping, self.scale))
+        """See the base class; what squaring loses may take a somewhat larger damping."""
+        if self.squared.evaluations:  # no products to refine by
+            found = self._squared_damped(damping) if damping >= self.least else None
+        else:
+            larger = [share * self.least for share in RAISED if share * self.least > damping]
+            tried = (self._squared_damped(each) for each in (damping, *larger))
+            found = next((each for each in tried if each and each.change <= LAST_REFINEMENT), None)
+        if found is not None:
+            return found
+        system = DampedSystem.of(self.triangle, damping, self.scale)
+        return _DenseDamped(damping, self.squared, system)
+
+    def _squared_damped(self, damping: float) -> _SquaredDamped | None:
+        """By the Cholesky factor, where there is one."""
+        added = damping * self.scale.square()
+        factor, failed = torch.linalg.cholesky_ex(self.gram[:-1, :-1] + torch.diag(added))
+        if int(failed):
+            return None
+        return _SquaredDamped(damping, self.squared, factor, added, self.residuals)
 
     def remaining(self, step: Tensor) -> Tensor:
         """See the base class."""
+        product = self.product(step)
+        if product is not None:
+            return (product + self.residuals).square().sum()
         if "triangle" in self.__dict__:
             return (self.triangle[:, :-1] @ step + self.triangle[:, -1]).square().sum()
         extended = torch.cat([step, step.new_ones(1)])
@@ -235,29 +267,54 @@ class DenseModel(LinearModel):
         return numerical_rank(self.triangle[:, :-1]) if len(self.gram) <= MOST_RANKED else None
 
 
-@dataclass(frozen=True)
 class _SquaredDamped(DampedModel):
-    """From the Cholesky factor of ``J^T J + lambda D^2``, ``(n, n)``."""
+    """From the Cholesky factor of ``J^T J + lambda D^2`` ``(n, n)``, refined.
 
-    squared: SquaredJacobian
-    factor: Tensor
+    Attributes:
+        change: size of the step's last refinement, relative to the step; 0 without any.
+    """
+
+    def __init__(
+        self,
+        damping: float,
+        squared: SquaredJacobian,
+        factor: Tensor,
+        added: Tensor,
+        residuals: Tensor,
+    ) -> None:
+        self.damping = damping
+        self.squared, self.factor, self.added = squared, factor, added
+        self._step, self.change = self._solved(residuals, squared.gram[:-1, -1])
 
     @property
     def evaluations(self) -> int:
         return self.squared.evaluations
 
     def step(self) -> Tensor:
-        return self._solved(self.squared.gram[:-1, -1])
+        return self._step
 
     def correction(self, second: Tensor) -> Tensor:
-        return self._solved(self.squared.transposed(second))
+        return self._solved(second, self.squared.transposed(second))[0]
 
-    def _solved(self, gradient: Tensor) -> Tensor:
-        return -torch.cholesky_solve(gradient[:, None], self.factor)[:, 0]
+    def _solved(self, u: Tensor, gradient: Tensor) -> tuple[Tensor, float]:
+        """``argmin |J d + u|^2 + lambda |D d|^2``, with ``J^T u``; how much it changed at last."""
+        d, change = -self._inverse(gradient), 0.0
+        for _ in range(REFINEMENTS):
+            defect = self.squared.normal(d, u)
+            if defect is None:
+                break
+            refinement = self._inverse(defect + self.added * d)
+            change = float(refinement.norm() / d.norm()) if bool(d.any()) else 0.0
+            d = d - refinement
+        return d, change
+
+    def _inverse(self, vector: Tensor) -> Tensor:
+        return torch.cholesky_solve(vector[:, None], self.factor)[:, 0]
 
 
 @dataclass(frozen=True)
 class _DenseDamped(DampedModel):
+    damping: float
     squared: SquaredJacobian
     system: DampedSystem
 
@@ -297,7 +354,7 @@ class DualModel(LinearModel):
         """See the base class."""
         joined = torch.cat([self.rows, self.residuals[:, None]], 1)
         units = self.scale.new_ones(self.rows.shape[1])
-        return _DualDamped(self, DampedSystem.of(joined, damping, units))
+        return _DualDamped(damping, self, DampedSystem.of(joined, damping, units))
 
     def remaining(self, step: Tensor) -> Tensor:
         """See the base class."""
@@ -314,6 +371,7 @@ class DualModel(LinearModel):
 
 @dataclass(frozen=True)
 class _DualDamped(DampedModel):
+    damping: float
     model: DualModel
     system: DampedSystem
 
@@ -364,7 +422,7 @@ class IterativeModel(LinearModel):
 
     def damped(self, damping: float) -> DampedModel:
         """See the base class."""
-        return _IterativeDamped(self, damping, Preconditioner.of(self.squares, damping, self.scale))
+        return _IterativeDamped(damping, self, Preconditioner.of(self.squares, damping, self.scale))
 
     def remaining(self, step: Tensor) -> Tensor:
         """See the base class."""
@@ -377,8 +435,8 @@ class IterativeModel(LinearModel):
 
 @dataclass(frozen=True)
 class _IterativeDamped(DampedModel):
-    model: IterativeModel
     damping: float
+    model: IterativeModel
     front: Preconditioner
 
     def step(self) -> Tensor:

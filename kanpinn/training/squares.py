@@ -44,6 +44,11 @@ class Squares:
         extended = torch.cat([v, v.new_zeros(1)])
         return torch.cat([rows @ extended[index] for index, rows in self.kept])
 
+    def normal(self, d: Tensor, u: Tensor) -> Tensor | None:
+        """``J^T (J d + u)`` ``(n,)`` of ``d`` ``(n,)``, ``u`` ``(N,)``; None without the blocks."""
+        product = self.product(d)
+        return None if product is None else self.transposed(product + u)
+
     def transposed(self, u: Tensor) -> Tensor:
         """``J^T u`` ``(n,)`` of ``u`` ``(N,)``."""
         if not self.kept:
