@@ -15,7 +15,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 LAYERS = (
     {"errors"},
     {"splines", "jets", "expressions"},
-    {"models"},
+    {"models", "kernels"},
     {"geometry", "sampling", "problem", "conditions", "residuals", "ansatz"},
     {"optimisers"},
     {"training", "multilevel", "analysis", "study", "parallel"},

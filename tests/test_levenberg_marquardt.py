@@ -15,6 +15,7 @@ from torch import Tensor
 
 from kanpinn.errors import ConfigError
 from kanpinn.optimisers import (
+    Condition,
     LeastSquaresObjective,
     LevenbergMarquardt,
     LevenbergMarquardtOptions,
@@ -270,6 +271,7 @@ def test_fewer_residuals_than_parameters_is_noted_and_solved() -> None:
     assert ["residuals for" in note for note in results[0].notes] == [True]
     assert "1 residuals for 3 parameters" in results[0].notes[0]
     assert "dual solver" in results[0].notes[0]
+    assert results[0].conditions == (Condition.FEWER_RESIDUALS,)
     assert all(result.notes == () for result in results[1:-1])
     assert float(results[-1].loss) < 1e-25
     assert float(results[-1].loss) < 1e-20 and results[-1].theta[2] == 4

@@ -22,6 +22,7 @@ from kanpinn.errors import DivergedError
 from kanpinn.io.interrupt import StopSignals
 from kanpinn.io.progress import Display, Silent
 from kanpinn.io.run_folder import RunFolder, RunObserver, RunWriter, Status, new_folder
+from kanpinn.kernels import kernels
 from kanpinn.provenance import describe_problem, gather
 from kanpinn.solution import Solution
 from kanpinn.training import RunState
@@ -238,7 +239,8 @@ class _Session:
             threads = self._n_threads
             device += f" ({threads} thread{'s' if threads > 1 else ''})"
         config = self.prepared.config
-        self._note(f"device {device}, {config.dtype}, seed {config.seed}")
+        made_by = f", {kernels().description}" if self.options.device.type == "cpu" else ""
+        self._note(f"device {device}, {config.dtype}, seed {config.seed}{made_by}")
         for phase in self.phases:
             if phase.reason:
                 self._note(phase.choice())
@@ -261,6 +263,7 @@ class _Session:
     def _gather(self) -> dict[str, Any]:
         more: dict[str, Any] = {"command": list(sys.argv), "earlier": self.earlier}
         more["threads"] = self._n_threads
+        more["kernels"] = kernels(tell=self._note).description
         return gather(self.options.device, self.options.dtype, self.prepared.config.seed, **more)
 
     def _save(self, state: RunState) -> None:

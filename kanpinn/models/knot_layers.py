@@ -11,12 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from kanpinn.jets import JetSpec
+from kanpinn.kernels import KERNEL_SQUASHES, PackedPieces, SplineProduct, compiles
 from kanpinn.models.layer import Layer, apply_elementwise, scatter_features
 from kanpinn.models.spline_features import SplineFeatures, combine
 from kanpinn.splines import (
     Knots,
     PowerReluBasis,
     SplineBasis,
+    check_points,
     extend_padded,
     knots_from_logits,
     logits_from_breakpoints,
@@ -74,6 +76,7 @@ class KnotLayer(Layer):
             self.base_weights = nn.Parameter(reference.new_zeros(out_width, self.in_width))
         self._fixed_knots = knots
         self._fixed_basis = None if self.settings.free else self._make_basis(knots)
+        self._packed: PackedPieces | None = None  # of fixed knots, once the kernel has asked
         if self.settings.free:
             logits = logits_from_breakpoints(knots, self.settings.floor)
             self.knots_free = nn.Parameter(logits[torch.isfinite(logits)])
@@ -142,12 +145,21 @@ class KnotLayer(Layer):
         return self._features(z, spec, self.basis)
 
     def _features(self, z: Tensor, spec: JetSpec, basis: Any) -> Tensor:
-        if self.settings.squash:
-            z = apply_elementwise(self.settings.squash, z, spec)
+        z = self._squashed(z, spec)
         features = self._basis_features(z, spec, basis)
         if self.settings.base:
-            features = torch.cat([features, apply_elementwise(self.settings.base, z, spec)], -1)
+            features = torch.cat([features, self._base_features(z, spec)], -1)
         return features
+
+    def _squashed(self, z: Tensor, spec: JetSpec) -> Tensor:
+        """Input jets as the basis takes them."""
+        squash = self.settings.squash
+        return apply_elementwise(squash, z, spec) if squash else z
+
+    def _base_features(self, z: Tensor, spec: JetSpec) -> Tensor:
+        """Feature jets of the base branch ``(K, n, in_width)`` of squashed inputs."""
+        assert self.settings.base
+        return apply_elementwise(self.settings.base, z, spec)
 
     def features_of_copies(self, z: Tensor, spec: JetSpec) -> tuple[Tensor, dict[str, Tensor]]:
         """See :meth:`Layer.features_of_copies`; free knots are copied as extended knots."""
@@ -231,6 +243,7 @@ class KnotLayer(Layer):
         self._fixed_knots = self._fixed_knots.to(dtype=like.dtype, device=like.device)
         if not self.settings.free:
             self._fixed_basis = self._make_basis(self._fixed_knots)
+        self._packed = None
         return self
 
     def extra_repr(self) -> str:
@@ -261,10 +274,43 @@ class SplineLayer(KnotLayer):
         """See :meth:`KnotLayer.copied_basis`."""
         return SplineBasis.from_copies(self.order, padded, self.n_intervals, copies)
 
+    def needs_features(self, z: Tensor) -> bool:
+        """The compiled kernel, where there is one, makes none."""
+        return self.settings.squash not in KERNEL_SQUASHES or not compiles(z)
+
+    def forward(self, z: Tensor, spec: JetSpec) -> Tensor:
+        """Output jets, by the compiled kernel where there is one."""
+        if self.needs_features(z):
+            return super().forward(z, spec)
+        basis = self.basis
+        check_points(z[0], self.in_width, basis.dtype)
+        pieces = basis.pieces()
+        if self._packed is None or self.settings.free:
+            self._packed = PackedPieces(pieces, self.order)
+        y: Tensor = SplineProduct.apply(
+            z,
+            self.coefficients,
+            pieces.left,
+            pieces.shift,
+            pieces.tables,
+            self._packed,
+            spec,
+            self.settings.squash is not None,
+            lambda z, weights: (
+                self._recorded_features(self._squashed(z, spec), spec, basis) @ weights.mT
+            ),
+        )
+        if self.settings.base:
+            y = y + self._base_features(self._squashed(z, spec), spec) @ self.base_weights.mT
+        return y
+
     def _basis_features(self, z: Tensor, spec: JetSpec, basis: SplineBasis) -> Tensor:
         if not self.settings.free and spec.n_components > 1:
             features: Tensor = SplineFeatures.apply(z, basis, spec, self.n_spline_features)
             return features
+        return self._recorded_features(z, spec, basis)
+
+    def _recorded_features(self, z: Tensor, spec: JetSpec, basis: SplineBasis) -> Tensor:
         first, values = basis.local(z[0], spec.order)  # (n, P), (D+1, n, P, r)
         local = combine(values, z[..., None], spec)  # (K, n, P, r)
         return scatter_features(local, first, self.n_spline_features)

@@ -40,6 +40,10 @@ class Layer(nn.Module, ABC):
         """Whether the features depend on the input alone, and on no trainable parameter."""
         return True
 
+    def needs_features(self, z: Tensor) -> bool:
+        """Whether the outputs at input jets ``z`` are made from features."""
+        return True
+
     @property
     def weights(self) -> Tensor:
         """What features are contracted with, ``(out_width, n_features)``."""
@@ -121,7 +125,10 @@ class Network(nn.Module, ABC):
         if tape is not None:
             return self._recorded(z, spec, first_features, tape)
         first, *rest = self.chain
-        z = first(z, spec) if first_features is None else first.contract(first_features)
+        if first_features is None or not first.needs_features(z):
+            z = first(z, spec)
+        else:
+            z = first.contract(first_features)
         for layer in rest:
             z = layer(z, spec)
         return z

@@ -7,6 +7,7 @@ from typing import TypeAlias
 from kanpinn.errors import ConfigError
 from kanpinn.optimisers.adam import Adam, AdamOptions
 from kanpinn.optimisers.base import (
+    Condition,
     LeastSquaresObjective,
     Objective,
     Optimiser,
@@ -73,6 +74,7 @@ __all__ = [
     "AdamOptions",
     "AnyOptimiserOptions",
     "BaseSchedule",
+    "Condition",
     "ConstantSchedule",
     "CosineSchedule",
     "CyclicSchedule",

@@ -185,6 +185,17 @@ class LeastSquaresObjective(Objective, Protocol):
         """``J`` at ``theta`` (n,) by its products, keeping at most ``memory`` bytes for them."""
 
 
+class Condition(StrEnum):
+    """What is unusual about a level's least-squares problem; training goes on."""
+
+    FEWER_RESIDUALS = "fewer_residuals"
+    """There are fewer residuals than parameters: the damping decides between solutions."""
+    RANK_DEFICIENT = "rank_deficient"
+    """Some parameters, or combinations of them, do not change the residuals."""
+    OVER_MEMORY = "over_memory"
+    """The dense system would not fit in the memory allowed: steps are made by products."""
+
+
 @dataclass(frozen=True)
 class StepResult:
     """What one step gives back.
@@ -197,6 +208,7 @@ class StepResult:
         evaluations: how many times the loss (with or without gradient) was evaluated.
         stop: why the optimiser cannot usefully continue, or None.
         notes: what happened beside the normal course, e.g. "restarted from the best iterate".
+        conditions: what was found out about the problem, if anything.
     """
 
     theta: Tensor
@@ -206,6 +218,7 @@ class StepResult:
     evaluations: int
     stop: StopReason | None = None
     notes: tuple[str, ...] = ()
+    conditions: tuple[Condition, ...] = ()
 
 
 class OptimiserOptions(Protocol):

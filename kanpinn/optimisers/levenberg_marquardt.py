@@ -13,6 +13,7 @@ from torch import Tensor
 
 from kanpinn.errors import ConfigError
 from kanpinn.optimisers.base import (
+    Condition,
     LeastSquaresObjective,
     Objective,
     Optimiser,
@@ -183,7 +184,8 @@ class LevenbergMarquardt(Optimiser):
         if norm <= options.gradient_tolerance:
             return _stopped(theta, state, here, StopReason.GRADIENT_TOLERANCE, 2)
         first = not int(state["iteration"])
-        notes = _notes(choice, options, model, len(residuals), len(theta)) if first else ()
+        told = _told(choice, options, model, len(residuals), len(theta)) if first else {}
+        notes, conditions = tuple(told.values()), tuple(told)
         damping = float(state["damping"]) or options.damping * loss
         growth, evaluations = 2.0, 2
         for _ in range(options.max_trials):
@@ -194,10 +196,12 @@ class LevenbergMarquardt(Optimiser):
                 damping *= max(LARGEST_FALL, 1 - (2 * gain - 1) ** 3)
                 new, stop = self._progress(theta, state, damping, trial.loss)
                 there, norm_here = here.new_tensor([trial.loss, norm])
-                return StepResult(trial.theta, new, there, norm_here, evaluations, stop, notes)
+                return StepResult(
+                    trial.theta, new, there, norm_here, evaluations, stop, notes, conditions
+                )
             damping, growth = damping * growth, 2 * growth
         reason, notes = StopReason.NO_PROGRESS, (*notes, NOTE_REJECTED)
-        return _stopped(theta, state, here, reason, evaluations, notes)
+        return _stopped(theta, state, here, reason, evaluations, notes, conditions)
 
     def choose(self, rows: int, columns: int, itemsize: int) -> SolverChoice:
         """The linear solver for ``rows`` residuals in ``columns`` parameters."""
@@ -295,25 +299,27 @@ class LevenbergMarquardt(Optimiser):
         return new, StopReason.NO_PROGRESS if stalled >= self.options.patience else None
 
 
-def _notes(
+def _told(
     choice: SolverChoice,
     options: LevenbergMarquardtOptions,
     model: LinearModel,
     rows: int,
     columns: int,
-) -> tuple[str, ...]:
+) -> dict[Condition, str]:
     """What the user should know of the linear systems, said at the first step of a level."""
-    notes, full = [], min(rows, columns)
+    told, full = {}, min(rows, columns)
     rank = model.rank()
     if rows < columns:
-        notes.append(NOTE_WIDE.format(rows=rows, columns=columns, solver=choice.solver))
+        text = NOTE_WIDE.format(rows=rows, columns=columns, solver=choice.solver)
+        told[Condition.FEWER_RESIDUALS] = text
     if options.solver == "auto" and choice.solver == "iterative":
         limit = options.memory_mib
         mib, direct = choice.direct_mib, choice.direct
-        notes.append(NOTE_MEMORY.format(direct=direct, mib=mib, columns=columns, limit=limit))
+        text = NOTE_MEMORY.format(direct=direct, mib=mib, columns=columns, limit=limit)
+        told[Condition.OVER_MEMORY] = text
     if rank is not None and rank < full:
-        notes.append(NOTE_RANK.format(rank=rank, full=full))
-    return tuple(notes)
+        told[Condition.RANK_DEFICIENT] = NOTE_RANK.format(rank=rank, full=full)
+    return told
 
 
 def _state(like: Tensor, damping: float, reference: float, stalled: int, iteration: int) -> State:
@@ -338,6 +344,9 @@ def _stopped(
     reason: StopReason,
     evaluations: int = 1,
     notes: tuple[str, ...] = (),
+    conditions: tuple[Condition, ...] = (),
 ) -> StepResult:
     """A step that ends where it began."""
-    return StepResult(theta.clone(), dict(state), loss, None, evaluations, reason, notes)
+    return StepResult(
+        theta.clone(), dict(state), loss, None, evaluations, reason, notes, conditions
+    )

@@ -1,6 +1,6 @@
 """Spline spaces: knots, local evaluation, exact transfer, the power-ReLU basis, free knots."""
 
-from kanpinn.splines.basis import SplineBasis
+from kanpinn.splines.basis import Pieces, SplineBasis, check_points
 from kanpinn.splines.free_knots import (
     DEFAULT_FLOOR,
     knots_from_logits,
@@ -31,11 +31,13 @@ __all__ = [
     "MAX_ORDER",
     "MIN_ORDER",
     "Knots",
+    "Pieces",
     "PowerReluBasis",
     "Prolongation",
     "ReluProlongation",
     "SplineBasis",
     "change_of_basis",
+    "check_points",
     "condition_number",
     "extend_padded",
     "knots_from_logits",

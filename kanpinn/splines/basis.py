@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,6 +16,34 @@ from kanpinn.splines.local_polynomials import (
     piece_tables,
     uniform_table,
 )
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """The basis as polynomials, for whoever evaluates it point by point.
+
+    On interval ``j`` of channel ``p`` the local coordinate is
+    ``v = (x - left[p, j]) * scale[p] - shift[p, j]``, and function ``l`` of those not zero there
+    is ``sum_k tables[k, l, p, j] v^k``.
+
+    Attributes:
+        uniform: whether all intervals of a channel are alike; ``shift`` and ``tables`` then hold
+            one interval of one channel, and the interval is ``floor((x - left[p, 0]) scale / 2)``.
+        left: ``(channels, n_max)``, ``+inf`` behind each channel's last.
+        scale: ``(channels,)``.
+        shift: ``(channels, n_max)`` or ``(1, 1)``.
+        tables: ``(r, r, channels, n_max)`` or ``(r, r, 1, 1)``.
+        last: number of each channel's last interval, ``(channels,)``.
+        first: flat number of each channel's first function, ``(channels,)``.
+    """
+
+    uniform: bool
+    left: Tensor
+    scale: Tensor
+    shift: Tensor
+    tables: Tensor
+    last: Tensor
+    first: Tensor
 
 
 class SplineBasis:
@@ -93,6 +122,11 @@ class SplineBasis:
     def channels(self) -> int:
         """Number of input channels."""
         return len(self.n_intervals)
+
+    def pieces(self) -> Pieces:
+        """The basis as polynomials on its intervals; not for copies of the knots."""
+        assert not isinstance(self._pieces, _CopiedPieces)
+        return self._pieces.pieces(self._features, self.n_intervals)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -180,11 +214,24 @@ class _UniformPieces:
         self.lower = like.new_tensor([a for a, _, _ in ends])
         self.scale = like.new_tensor([2 * n / (b - a) for a, b, n in ends])  # 2 / h
         self.last = like.new_tensor([n - 1.0 for _, _, n in ends])
-        self.left = pad_breakpoints(knots)[: len(self.scale)].flatten()
+        self.breakpoints = pad_breakpoints(knots)
+        self.left = self.breakpoints[: len(self.scale)].flatten()
         self.rows = torch.arange(len(self.scale), device=like.device) * (max(knots.n_intervals) + 1)
         self.order, self.dtype = knots.order, like.dtype
         self.table = uniform_table(knots.order)
         self._products: dict[int, Tensor] = {}
+
+    def pieces(self, first: Tensor, n_intervals: Sequence[int]) -> Pieces:
+        """See :meth:`SplineBasis.pieces`."""
+        return Pieces(
+            uniform=True,
+            left=self.breakpoints[:, :-1],
+            scale=self.scale.expand(len(first)),
+            shift=self.scale.new_ones(1, 1),
+            tables=self.table.T.to(self.scale)[..., None, None],
+            last=torch.tensor(n_intervals, device=first.device) - 1,
+            first=first,
+        )
 
     def _product(self, derivatives: int) -> Tensor:
         """Matrix ``((D + 1) r, r)`` from powers of ``u`` to all functions and derivatives."""
@@ -222,27 +269,42 @@ class _GeneralPieces:
         extended = extend_padded(order, breakpoints, n_intervals)
         n_max = breakpoints.shape[1] - 1
         start, stop = extended[:, order - 1 : -order], extended[:, order : 1 - order]
-        half = 0.5 * (stop - start)  # (channels, n_max)
-        self.left, self.half = start.flatten(), half.flatten()  # (channels * n_max,)
+        # (channels, n_max) each; none is made from another, so that a point's value has partial
+        # derivatives with respect to them and the tables.
+        self.left, self.half = start.clone(), 0.5 * (stop - start)
         # Coefficients in powers of x - mid, so that derivatives need no scaling afterwards.
         exponents = torch.arange(order, device=device, dtype=self.dtype)
-        tables = piece_tables(order, extended) / half[..., None, None] ** exponents
-        # (powers * functions, channels * n_max): a look-up then leaves points along the last axis.
-        self.tables = tables.permute(3, 2, 0, 1).flatten(2).flatten(0, 1).contiguous()
+        width = 0.5 * (stop - start)[..., None, None]
+        tables = piece_tables(order, extended) / width**exponents
+        # (powers, functions, channels, n_max): a look-up then leaves points along the last axis.
+        self.tables = tables.permute(3, 2, 0, 1).contiguous()
         self.last = torch.tensor(n_intervals, device=device) - 1  # (channels,)
         self.rows = torch.arange(len(n_intervals), device=device) * n_max
         # Interior knots only: the count of those not above x is the interval, clamped by itself.
         ends = torch.arange(1, n_max, device=device) > self.last[:, None]
         self.interior = breakpoints.detach()[:, 1:-1].masked_fill(ends, torch.inf).contiguous()
 
+    def pieces(self, first: Tensor, n_intervals: Sequence[int]) -> Pieces:
+        """See :meth:`SplineBasis.pieces`."""
+        return Pieces(
+            uniform=False,
+            left=self.left,
+            scale=self.left.new_ones(len(first)),
+            shift=self.half,
+            tables=self.tables,
+            last=self.last,
+            first=first,
+        )
+
     def evaluate(self, x: Tensor, derivatives: int) -> tuple[Tensor, Tensor]:
         """Interval of each point ``(N, channels)``, values ``(D + 1, r, N, channels)``."""
         j = self.interval(x)
         row = (j + self.rows).flatten()  # (N * channels,)
         # First the nearby knot, exactly; a rounded midpoint would cost digits where h is small.
-        v = (x.flatten() - self.left[row]) - self.half[row]
+        v = (x.flatten() - self.left.flatten()[row]) - self.half.flatten()[row]
         r = self.order
-        c = self.tables.gather(1, row.expand(r * r, -1)).view(r, r, -1)
+        tables = self.tables.view(r * r, -1)
+        c = tables.gather(1, row.expand(r * r, -1)).view(r, r, -1)
         values: Tensor = PolynomialJets.apply(v, c, derivatives)  # (D + 1, r, N * channels)
         return j, values.view(derivatives + 1, r, *x.shape)
 

@@ -61,7 +61,7 @@ class LevelContext:
         errors: against the reference.
         change: since the level before, where it is asked for.
         seed: of mini-batches.
-        workers: threads that share the Jacobian.
+        workers: threads that share the chunks of points.
         roughness: what a penalty weighs, if there is one.
     """
 
@@ -281,6 +281,7 @@ class Trainer:
         state.current.record.evaluations += result.evaluations
         if isinstance(phase, AdamPhase):
             self.weighting.attend(objective)
+        state.current.record.meet(result.conditions)
         for note in result.notes:
             self.observer.on_note(f"step {state.total_steps}: {note}")
 

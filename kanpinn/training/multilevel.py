@@ -78,7 +78,7 @@ class RunOptions:
     seed: int = 0
     dtype: torch.dtype = torch.float64
     device: torch.device = torch.device("cpu")  # noqa: RUF009 - immutable
-    workers: int = 1  # threads that share the Jacobian; no result depends on them
+    workers: int = 1  # threads that share the chunks of points; no result depends on them
 
 
 class MultilevelRun:

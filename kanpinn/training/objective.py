@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatch
 
 import torch
@@ -17,6 +18,7 @@ from kanpinn.training.accumulate import tree_sum, triangular_factor
 from kanpinn.training.block_data import BlockData, Chunk
 from kanpinn.training.jacobian import ChunkJacobian, Columns, linearise_rows
 from kanpinn.training.linearisation import ChunkedJacobian
+from kanpinn.training.parallel import ordered_map
 from kanpinn.training.smoothing import Penalty
 from kanpinn.training.squares import Rows, Squares, squares
 
@@ -98,7 +100,7 @@ class SystemObjective:
         data: blocks with their points.
         attention: row weights ``w`` per block name, ``(n_rows,)``; ones where missing.
         batch: picks rows of a block for a mini-batch; ``None`` for all rows.
-        workers: threads that share the Jacobian; no result depends on them.
+        workers: threads that share the chunks; no result depends on them.
         factors: ``f`` per block name, ``(n_rows,)``; ones where missing.
         penalty: on rough splines.
     """
@@ -123,8 +125,8 @@ class SystemObjective:
     def loss(self, theta: Tensor) -> Tensor:
         """The loss at ``theta`` ``(n,)``, 0-d."""
         self.pack.write(theta)
-        with torch.no_grad():
-            return tree_sum([part] for part in self._parts())[0]
+
+        return tree_sum(self._shares(lambda share: [share], gradient=False))[0]
 
     def loss_and_gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """The loss and its gradient ``(n,)`` at ``theta`` ``(n,)``."""
@@ -272,10 +274,14 @@ class SystemObjective:
 
     def _residual_parts(self) -> Iterator[Tensor]:
         """The residuals of every chunk ``(any,)`` and of the penalty, at the parameters now."""
-        for data, chunk in self._chunks():
-            with torch.no_grad():
-                rows = evaluate_rows(data.block, self.system, chunk.points, chunk.prepared)
-                yield (self._scale(data, chunk, rows) * rows).reshape(-1)
+
+        @torch.no_grad()
+        def one(piece: tuple[BlockData, Chunk]) -> Tensor:
+            data, chunk = piece
+            rows = evaluate_rows(data.block, self.system, chunk.points, chunk.prepared)
+            return (self._scale(data, chunk, rows) * rows).reshape(-1)
+
+        yield from ordered_map(one, self._chunks(), self.workers)
         if self.penalty is not None:
             with torch.no_grad():
                 yield self.penalty.rows()
@@ -305,38 +311,75 @@ class SystemObjective:
         return factors[where] if quadrature is None else quadrature * factors[where]
 
     def _with_gradient(self) -> Iterator[list[Tensor]]:
+        """Every share of the loss with its gradient."""
         parameters = tuple(self.pack.parameters.values())
-        for part in self._parts():
-            yield [part.detach(), flat_gradient(part, parameters)]
 
-    def _parts(self) -> Iterator[Tensor]:
-        """Shares of the loss: every chunk's, and the penalty.
+        def one(share: Tensor) -> list[Tensor]:
+            return [share.detach(), flat_gradient(share, parameters)]
+
+        return self._shares(one, gradient=True)
+
+    def _shares(
+        self, function: Callable[[Tensor], list[Tensor]], gradient: bool
+    ) -> Iterator[list[Tensor]]:
+        """A function of every share of the loss: each chunk's, and the penalty's.
 
         The rows' sizes are kept for the attention weights.
         """
         self.rows = {}
-        for data in self.data:
-            block, chosen = data.block, None if self.batch is None else self.batch(data)
-            chunks = data.chunks if chosen is None else (data.select(chosen, self.system),)
-            count = data.n_rows if chosen is None else len(chosen) // block.group
-            for chunk in chunks:
-                rows = evaluate_rows(block, self.system, chunk.points, chunk.prepared)
-                where: slice | Tensor = chosen if chosen is not None else chunk.rows
-                if block.group > 1 and isinstance(where, slice):
-                    where = slice(where.start // block.group, where.stop // block.group)
-                weights = self.attention.get(block.name)
-                if weights is not None:
-                    size = rows.detach().square().sum(-1).sqrt()
-                    self.rows.setdefault(block.name, []).append((where, size))
-                    rows = rows * weights[where][:, None]
-                values = rows.square() if block.loss is None else block.loss(rows)
-                factors = self._factors(block, chunk, where)
-                if factors is not None:
-                    values = values * (factors[:, None] if values.ndim > 1 else factors)
-                width = values.shape[-1] if values.ndim > 1 else 1
-                yield values.sum() * (block.weight / (count * width))
+        pieces = list(self._batch())
+
+        def one(piece: _Piece) -> tuple[list[Tensor], Tensor | None]:
+            with torch.set_grad_enabled(gradient):  # threads have modes of their own
+                share, sizes = self._share(piece)
+                return function(share), sizes
+
+        results = ordered_map(one, pieces, self.workers)
+        for piece, (found, sizes) in zip(pieces, results, strict=True):
+            if sizes is not None:
+                self.rows.setdefault(piece.data.block.name, []).append((piece.where, sizes))
+            yield found
         if self.penalty is not None:
-            yield self.penalty.rows().square().sum()
+            with torch.set_grad_enabled(gradient):
+                penalty = function(self.penalty.rows().square().sum())
+            yield penalty
+
+    def _batch(self) -> Iterator[_Piece]:
+        """The chunks of the full batch, or of a mini-batch."""
+        for data in self.data:
+            group, chosen = data.block.group, None if self.batch is None else self.batch(data)
+            if chosen is not None:
+                chunk = data.select(chosen, self.system)
+                yield _Piece(data, chunk, chosen, len(chosen) // group)
+                continue
+            for chunk in data.chunks:
+                rows = slice(chunk.rows.start // group, chunk.rows.stop // group)
+                yield _Piece(data, chunk, rows, data.n_rows)
+
+    def _share(self, piece: _Piece) -> tuple[Tensor, Tensor | None]:
+        """A chunk's share of the loss, 0-d, and with attention the sizes of its rows ``(n,)``."""
+        block, chunk = piece.data.block, piece.chunk
+        rows = evaluate_rows(block, self.system, chunk.points, chunk.prepared)
+        weights, sizes = self.attention.get(block.name), None
+        if weights is not None:
+            sizes = rows.detach().square().sum(-1).sqrt()
+            rows = rows * weights[piece.where][:, None]
+        values = rows.square() if block.loss is None else block.loss(rows)
+        factors = self._factors(block, chunk, piece.where)
+        if factors is not None:
+            values = values * (factors[:, None] if values.ndim > 1 else factors)
+        width = values.shape[-1] if values.ndim > 1 else 1
+        return values.sum() * (block.weight / (piece.count * width)), sizes
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Some rows of a block: which they are, and how many are averaged over in all."""
+
+    data: BlockData
+    chunk: Chunk
+    where: slice | Tensor
+    count: int
 
 
 def _weighed(columns: Tensor, rows: Tensor, scale: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -43,6 +44,7 @@ class LevelRecord:
     those before. The two errors are parts of the training residual
     (:class:`~kanpinn.training.control.ErrorSplit`), known with ``refine: auto``;
     ``estimated_error`` is described at :class:`~kanpinn.training.evaluation.RefinementChange`.
+    ``conditions`` are the :class:`~kanpinn.optimisers.Condition` met, with spaces between.
     """
 
     level: int
@@ -65,6 +67,7 @@ class LevelRecord:
     stop_reason: str | None = None
     smoothing: float | None = None
     window: int = 0
+    conditions: str = ""
 
     @property
     def key(self) -> tuple[int, int]:
@@ -76,9 +79,13 @@ class LevelRecord:
         """The same in words."""
         return f"window {self.window}, level {self.level}" if self.window else f"level {self.level}"
 
+    def meet(self, conditions: Iterable[str]) -> None:
+        """Remember conditions of the level's least-squares problem."""
+        self.conditions = " ".join(sorted({*self.conditions.split(), *conditions}))
+
     def as_dict(self) -> dict[str, Any]:
         """For the summary."""
-        return asdict(self)
+        return {**asdict(self), "conditions": self.conditions.split()}
 
 
 @dataclass

@@ -1,0 +1,40 @@
+"""What a layer benchmark asks for; the same for every contestant."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+
+
+@dataclass(frozen=True)
+class Case:
+    """One measurement.
+
+    Attributes:
+        task: ``forward`` (values), ``backward`` (values and the gradient of their mean square) or
+            ``laplacian`` (the gradient of the mean square of the output's Laplacian).
+        widths: of the network, inputs first.
+        intervals: of every spline, on [-1, 1].
+        degree: of the splines; cubic ones have 3.
+        points: in a batch, uniform in the square.
+        dtype: ``float64`` or ``float32``.
+        chunk: points worked on at a time, where the contestant can do so.
+    """
+
+    task: str = "laplacian"
+    widths: tuple[int, ...] = (2, 64, 64, 1)
+    intervals: int = 20
+    degree: int = 3
+    points: int = 4096
+    dtype: str = "float64"
+    chunk: int = 512
+
+    def to_json(self) -> str:
+        """For a worker's command line."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Case:
+        """What :meth:`to_json` wrote."""
+        fields = json.loads(text)
+        return cls(**{**fields, "widths": tuple(fields["widths"])})

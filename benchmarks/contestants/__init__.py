@@ -1,0 +1,1 @@
+"""What is compared: one module each, with ``prepare(case)`` that gives the step to be timed."""

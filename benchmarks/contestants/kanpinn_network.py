@@ -1,0 +1,44 @@
+"""kanpinn's KAN: jets through spline layers, chunk by chunk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from case import Case
+
+from kanpinn.jets import Jet, JetSpec
+from kanpinn.models import KAN, KnotLayerSettings, build_knot_network
+from kanpinn.splines import Knots
+
+
+def prepare(case: Case) -> Callable[[], object]:
+    torch.set_num_threads(1)
+    dtype = getattr(torch, case.dtype)
+    knots = [
+        Knots.uniform_grid(case.degree + 1, case.intervals, width) for width in case.widths[:-1]
+    ]
+    generator = torch.Generator().manual_seed(1)
+    settings = KnotLayerSettings(squash="tanh")
+    network = build_knot_network(KAN, knots, case.widths[-1], settings, generator).to(dtype)
+    x = torch.rand(case.points, case.widths[0], dtype=dtype, generator=generator) * 2 - 1
+    parameters = tuple(network.parameters())
+    if case.task == "laplacian":
+        spec = JetSpec.closure(case.widths[0], [], laplacian=range(case.widths[0]))
+    else:
+        spec = JetSpec.value_only(case.widths[0])
+    chunks = [Jet.coordinates(part, spec).data for part in x.split(case.chunk)]
+
+    def forward() -> object:
+        with torch.no_grad():
+            return [network.jet(z, spec) for z in chunks]
+
+    def gradient() -> object:
+        total = [torch.zeros_like(p) for p in parameters]
+        for z in chunks:
+            loss = network.jet(z, spec)[-1].square().sum() / case.points
+            for sum_, part in zip(total, torch.autograd.grad(loss, parameters), strict=True):
+                sum_ += part
+        return total
+
+    return forward if case.task == "forward" else gradient

@@ -1,0 +1,46 @@
+"""Steps of a PyTorch module whose Laplacian comes from nested reverse mode."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from case import Case
+from torch import Tensor, nn
+
+
+def laplacian(u: Tensor, x: Tensor) -> Tensor:
+    """Sum of the pure second derivatives of ``u``, ``(n, 1)``, at ``x``, ``(n, d)``."""
+    (first,) = torch.autograd.grad(u.sum(), x, create_graph=True)
+    rows = [
+        torch.autograd.grad(first[:, a].sum(), x, create_graph=True)[0][:, a]
+        for a in range(x.shape[1])
+    ]
+    return torch.stack(rows).sum(0)
+
+
+def gradient_step(network: nn.Module, case: Case, chunk: int | None = None) -> Callable[[], object]:
+    """The step of a case; with ``chunk``, so many points at a time."""
+    dtype = getattr(torch, case.dtype)
+    generator = torch.Generator().manual_seed(1)
+    x = torch.rand(case.points, case.widths[0], dtype=dtype, generator=generator) * 2 - 1
+    chunks = [part.clone() for part in x.split(chunk or case.points)]
+    parameters = tuple(p for p in network.parameters() if p.requires_grad)
+
+    def forward() -> object:
+        with torch.no_grad():
+            return [network(part) for part in chunks]
+
+    def gradient() -> object:
+        for p in parameters:
+            p.grad = None
+        for part in chunks:
+            if case.task == "laplacian":
+                inner = part.detach().requires_grad_()
+                rows = laplacian(network(inner), inner)
+            else:
+                rows = network(part)
+            (rows.square().sum() / case.points).backward()
+        return parameters
+
+    return forward if case.task == "forward" else gradient

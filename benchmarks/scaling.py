@@ -1,0 +1,67 @@
+"""How the cost of a Laplacian residual's gradient grows, and a large evaluation.
+
+Usage: python benchmarks/scaling.py [--dtype float64] [--repeats 5]
+
+One thread. Each line changes one size of [2, 64, 64, 1], cubic, 20 intervals, 4096 points; the
+exponent is that of the power of the size fitted to the last three times.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+from case import Case
+from contestants import kanpinn_network
+
+
+def median_seconds(step: Callable[[], object], repeats: int) -> float:
+    """Of some steps behind a first one."""
+    step()
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        step()
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
+
+
+def exponent(sizes: Sequence[float], seconds: Sequence[float]) -> float:
+    """Slope of the last three points in the logarithms."""
+    return float(np.polyfit(np.log(sizes[-3:]), np.log(seconds[-3:]), 1)[0])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--dtype", default="float64")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--evaluate", type=int, default=10_000_000, help="points evaluated")
+    options = parser.parse_args()
+    base = Case(dtype=options.dtype)
+    series: dict[str, tuple[Sequence[int], Callable[[int], Case]]] = {
+        "points": ((1024, 4096, 16384, 65536), lambda n: replace(base, points=n)),
+        "intervals": ((8, 16, 32, 64, 128, 256, 512), lambda n: replace(base, intervals=n)),
+        "width": ((8, 16, 32, 64, 128, 256), lambda n: replace(base, widths=(2, n, n, 1))),
+        "hidden layers": ((1, 2, 4, 8), lambda n: replace(base, widths=(2, *(64,) * n, 1))),
+        "order": ((4, 5, 6, 7, 8), lambda n: replace(base, degree=n - 1)),
+    }
+    print("| varied | milliseconds | exponent |\n|---|---|---|")
+    for name, (sizes, case) in series.items():
+        times = [
+            median_seconds(kanpinn_network.prepare(case(size)), options.repeats) for size in sizes
+        ]
+        shown = ", ".join(f"{n}: {1e3 * t:.3g}" for n, t in zip(sizes, times, strict=True))
+        print(f"| {name} | {shown} | {exponent(sizes, times):.2f} |", flush=True)
+    case = replace(base, task="forward", points=options.evaluate, chunk=4096)
+    seconds = median_seconds(kanpinn_network.prepare(case), 1)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(f"\n{options.evaluate:,} values in {seconds:.1f} s; the process peaked at {peak:.0f} MB")
+
+
+if __name__ == "__main__":
+    main()

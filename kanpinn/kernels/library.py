@@ -1,0 +1,144 @@
+"""The compiled kernels: built once with the machine's C++ compiler, then found in a cache.
+
+The source has a plain C interface and needs no header but the standard library's, so that it
+compiles in seconds and fits every build of PyTorch.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.resources import as_file, files
+from pathlib import Path
+from threading import Lock
+
+LOG = logging.getLogger("kanpinn")
+SWITCH = "KANPINN_KERNELS"  # "torch" turns the compiled kernels off
+COMPILERS = ("g++", "clang++", "c++")
+# With the second set where the first is refused: not every compiler knows the machine it runs on.
+FLAGS = (("-march=native",), ())
+COMMON = ("-std=c++17", "-O3", "-shared", "-fPIC", "-Wno-ignored-attributes")
+PATIENCE = 300  # seconds a compiler may take
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """What is at hand.
+
+    Attributes:
+        library: the compiled kernels; ``None`` where PyTorch's operators stand in for them.
+        description: for people: what made them, or why there are none.
+    """
+
+    library: ctypes.CDLL | None
+    description: str
+
+
+_LOCK = Lock()
+_FOUND: list[Kernels] = []  # of this process, once asked for
+
+
+def kernels(tell: Callable[[str], None] = LOG.info) -> Kernels:
+    """The kernels, compiled at the first call on this machine.
+
+    The environment variable ``KANPINN_KERNELS=torch`` does without; ``CXX`` names a compiler.
+
+    Args:
+        tell: hears of what takes time, and of what went wrong.
+    """
+    if not _FOUND:
+        with _LOCK:
+            if not _FOUND:
+                _FOUND.append(_find(tell))
+    return _FOUND[0]
+
+
+def _find(tell: Callable[[str], None]) -> Kernels:
+    """Kernels from the cache, from the compiler, or none."""
+    if os.environ.get(SWITCH, "").lower() == "torch":
+        return Kernels(None, f"PyTorch kernels ({SWITCH}=torch)")
+    named = os.environ.get("CXX")
+    compiler = next(filter(None, map(shutil.which, [named] if named else COMPILERS)), None)
+    if compiler is None:
+        wanted = named or "a C++ compiler"
+        return Kernels(None, f"PyTorch kernels ({wanted} was not found)")
+    name = Path(compiler).name
+    try:
+        return Kernels(_compiled(compiler, tell), f"kernels compiled by {name}")
+    except (OSError, subprocess.SubprocessError) as error:
+        tell(f"the kernels could not be compiled: {_reason(error)}")
+        return Kernels(None, f"PyTorch kernels ({name} failed)")
+
+
+def _compiled(compiler: str, tell: Callable[[str], None]) -> ctypes.CDLL:
+    """Kernels from the cache, or built into it."""
+    version = subprocess.run(
+        [compiler, "--version"], capture_output=True, text=True, check=True, timeout=PATIENCE
+    ).stdout.partition("\n")[0]
+    with as_file(files("kanpinn.kernels") / "spline_layer.cpp") as source:
+        key = hashlib.sha256()
+        for part in (source.read_bytes(), version.encode(), repr((COMMON, FLAGS)).encode()):
+            key.update(part)
+        key.update(_processor())
+        target = cache_folder() / f"kernels-{key.hexdigest()[:20]}.so"
+        if not target.exists():
+            tell(f"compiling the kernels with {compiler} (once on this machine, some seconds)")
+            _build(compiler, source, target)
+    return ctypes.CDLL(str(target))
+
+
+def _build(compiler: str, source: Path, target: Path) -> None:
+    """Compile into a file of another name, and move it to its place when it is whole."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        built = Path(folder) / target.name
+        for number, flags in enumerate(FLAGS):
+            command = [compiler, *COMMON, *flags, str(source), "-o", str(built)]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+            if done.returncode == 0:
+                break
+            if number == len(FLAGS) - 1:
+                done.check_returncode()
+        os.replace(built, target)
+
+
+def cache_folder() -> Path:
+    """Where compiled kernels are kept: the user's cache, or a temporary folder without one."""
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    folder = Path(base).expanduser() / "kanpinn"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return _private_temporary()
+    return folder if os.access(folder, os.W_OK) else _private_temporary()
+
+
+@lru_cache
+def _private_temporary() -> Path:
+    """A folder of this process alone: others could plant a library in a shared one."""
+    return Path(tempfile.mkdtemp(prefix="kanpinn-"))
+
+
+def _processor() -> bytes:
+    """What tells processors apart that share a home folder but not their instructions."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return (platform.machine() + platform.processor()).encode()
+    features = next((line for line in lines if line.lower().startswith(("flags", "features"))), "")
+    return (platform.machine() + features).encode()
+
+
+def _reason(error: Exception) -> str:
+    """One line: of a compiler its first complaint."""
+    lines = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
+    return next((line for line in lines if "error" in line), lines[0] if lines else repr(error))

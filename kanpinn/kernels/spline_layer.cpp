@@ -1,0 +1,545 @@
+// A spline layer on jets, and its adjoint, point by point with the r B-splines that are not zero.
+//
+//   y_k[q] = sum_p sum_l  L_k[p, l] C[first(p) + l, q],     L_k = sum_m b^(m)(s) g_{k,m}(z)
+//
+// for every component k of the jet; g are the polynomials of the chain rule. Nothing but the inputs
+// and outputs is ever held for more than a tile of points.
+
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+namespace {
+
+constexpr int TILE = 16;      // points worked on together: the chain rule's vectors run over them
+constexpr int MOST_FACTORS = 4;
+constexpr int MOST_ORDERS = 6;  // b, b', .. b^(5)
+
+#if defined(__AVX512F__)
+constexpr int VECTOR_BYTES = 64;
+#elif defined(__AVX__)
+constexpr int VECTOR_BYTES = 32;
+#else
+constexpr int VECTOR_BYTES = 32;  // two registers
+#endif
+
+template <typename T>
+constexpr int LANES = VECTOR_BYTES / int(sizeof(T));
+
+// One term of the chain rule: count * f^(m)(z) * the product of the factors' components, in pair
+// number `pair` of all (component, m).
+struct Term {
+    int32_t pair, component, m, count, n_factors;
+    int32_t factors[MOST_FACTORS];
+};
+
+// Everything but the numbers: sizes, and the chain rule's terms.
+struct Shape {
+    int64_t points, channels, outputs, features;
+    int32_t components, derivatives, n_pairs, n_terms, squash, general;
+    const Term* terms;
+    const int32_t* pair_component;  // (n_pairs,)
+    const int32_t* pair_m;          // (n_pairs,)
+};
+
+template <typename T>
+struct Knots {
+    const T* left;            // (channels, stride): left ends of the intervals, stride = n_max
+    const int64_t* last;      // (channels,): number of the last interval
+    const int64_t* first;     // (channels,): flat number of the first feature
+    const T* scale;           // (channels,): of the local coordinate (x - left) * scale - shift
+    const T* shift;           // (channels, stride), or (channels,) where knots are uniform
+    const T* tables;          // (channels, stride, order, row), or (order, row): powers, functions
+    int64_t stride;
+};
+
+template <typename T>
+struct Arrays {
+    const T* z;        // (components, points, channels)
+    const T* squashed; // tanh(z_0) (points, channels), or null
+    const T* weights;  // (outputs, features)
+    T* y;              // (components, points, outputs)
+    const T* y_adjoint;
+    T* z_adjoint;       // like z, or null
+    T* weights_adjoint; // like weights, or null
+    T* tables_adjoint;  // like tables, or null
+    T* shift_adjoint;   // like shift, or null
+};
+
+// N numbers in one or several registers.
+template <typename T, int N>
+struct Vector {
+    typedef T Type __attribute__((vector_size(N * sizeof(T)), aligned(sizeof(T)), may_alias));
+};
+
+template <typename T>
+using Wide = typename Vector<T, LANES<T>>::Type;
+
+template <typename T>
+using Quad = typename Vector<T, 4>::Type;
+
+template <typename V, typename T>
+inline V load(const T* from) {
+    return *reinterpret_cast<const V*>(from);
+}
+
+template <typename V, typename T>
+inline void store(T* to, V value) {
+    *reinterpret_cast<V*>(to) = value;
+}
+
+#if defined(__clang__) || __GNUC__ >= 12
+#define PICK(a, b, i, j, k, l) __builtin_shufflevector(a, b, i, j, k, l)
+#else
+#define PICK(a, b, i, j, k, l) \
+    __builtin_shuffle(a, b, typename Vector<typename Mask<sizeof((a)[0])>::Type, 4>::Type{i, j, k, l})
+template <int BYTES> struct Mask { typedef int64_t Type; };
+template <> struct Mask<4> { typedef int32_t Type; };
+#endif
+
+// The sum of every four numbers apart in a vector.
+template <typename T>
+inline Quad<T> folded(Wide<T> v) {
+    T parts[LANES<T>];
+    store<Wide<T>>(parts, v);
+    Quad<T> result = load<Quad<T>>(parts);
+    for (int i = 4; i < LANES<T>; i += 4) result += load<Quad<T>>(parts + i);
+    return result;
+}
+
+// The sums of four vectors.
+template <typename T>
+inline Quad<T> sums(Wide<T> first, Wide<T> second, Wide<T> third, Wide<T> fourth) {
+    const Quad<T> a = folded<T>(first), b = folded<T>(second);
+    const Quad<T> c = folded<T>(third), d = folded<T>(fourth);
+    const Quad<T> ab = PICK(a, b, 0, 4, 2, 6) + PICK(a, b, 1, 5, 3, 7);
+    const Quad<T> cd = PICK(c, d, 0, 4, 2, 6) + PICK(c, d, 1, 5, 3, 7);
+    return PICK(ab, cd, 0, 1, 4, 5) + PICK(ab, cd, 2, 3, 6, 7);
+}
+
+// Derivatives of tanh as polynomials in its value.
+template <typename T>
+inline void tanh_derivatives(const T* s, int highest, T (*f)[TILE]) {
+    for (int t = 0; t < TILE; ++t) {
+        const T v = s[t], w = 1 - v * v;
+        f[0][t] = v;
+        f[1][t] = w;
+        if (highest > 1) f[2][t] = -2 * v * w;
+        if (highest > 2) f[3][t] = w * (6 * v * v - 2);
+        if (highest > 3) f[4][t] = v * w * (16 - 24 * v * v);
+        if (highest > 4) f[5][t] = w * (16 + v * v * (120 * v * v - 120));
+    }
+}
+
+// The polynomials g of a tile, pair by pair: sums of the terms.
+template <typename T>
+inline void chain(const Shape& shape, const T (*z)[TILE], T (*g)[TILE]) {
+    for (int pair = 0; pair < shape.n_pairs; ++pair)
+        for (int t = 0; t < TILE; ++t) g[pair][t] = 0;
+    for (int number = 0; number < shape.n_terms; ++number) {
+        const Term& term = shape.terms[number];
+        T product[TILE];
+        const T* first = z[term.factors[0]];
+        for (int t = 0; t < TILE; ++t) product[t] = T(term.count) * first[t];
+        for (int f = 1; f < term.n_factors; ++f) {
+            const T* factor = z[term.factors[f]];
+            for (int t = 0; t < TILE; ++t) product[t] *= factor[t];
+        }
+        for (int t = 0; t < TILE; ++t) g[term.pair][t] += product[t];
+    }
+}
+
+// Adjoint of z of what the chain rule composes. `slopes[pair]` is the adjoint's product with f^(m)
+// of the pair, `next[pair]` that with f^(m + 1), `value` that of the value with f'.
+template <typename T>
+inline void chain_adjoint(const Shape& shape, const T (*z)[TILE], const T (*g)[TILE],
+                          const T (*slopes)[TILE], const T (*next)[TILE], const T* value,
+                          T (*result)[TILE]) {
+    for (int k = 1; k < shape.components; ++k)
+        for (int t = 0; t < TILE; ++t) result[k][t] = 0;
+    for (int t = 0; t < TILE; ++t) result[0][t] = value[t];
+    for (int pair = 0; pair < shape.n_pairs; ++pair)
+        for (int t = 0; t < TILE; ++t) result[0][t] += next[pair][t] * g[pair][t];
+    for (int number = 0; number < shape.n_terms; ++number) {
+        const Term& term = shape.terms[number];
+        for (int f = 0; f < term.n_factors; ++f) {
+            T slope[TILE];
+            for (int t = 0; t < TILE; ++t) slope[t] = T(term.count) * slopes[term.pair][t];
+            for (int other = 0; other < term.n_factors; ++other) {
+                if (other == f) continue;
+                const T* factor = z[term.factors[other]];
+                for (int t = 0; t < TILE; ++t) slope[t] *= factor[t];
+            }
+            T* target = result[term.factors[f]];
+            for (int t = 0; t < TILE; ++t) target[t] += slope[t];
+        }
+    }
+}
+
+// Rows of a matrix, transposed and padded to whole vectors: (outputs, features) to (features, width).
+template <typename T>
+std::vector<T> padded_weights(const Shape& shape, const T* weights, int64_t width) {
+    std::vector<T> result(shape.features * width, T(0));
+    for (int64_t q = 0; q < shape.outputs; ++q)
+        for (int64_t i = 0; i < shape.features; ++i)
+            result[i * width + q] = weights[q * shape.features + i];
+    return result;
+}
+
+template <typename T>
+int64_t padded_width(const Shape& shape) {
+    return (shape.outputs + LANES<T> - 1) / LANES<T> * LANES<T>;
+}
+
+// Scratch of a tile that depends on the number of components.
+template <typename T>
+struct Scratch {
+    using Row = T[TILE];
+    std::vector<T> memory;
+    Row *inner, *z, *g, *inner_g, *slopes, *next, *z_adjoint, *inner_adjoint;
+
+    explicit Scratch(const Shape& shape) {
+        const int k = shape.components, pairs = shape.n_pairs;
+        memory.assign(size_t(4 * k + 4 * pairs) * TILE, T(0));
+        T* at = memory.data();
+        auto take = [&at](int rows) {
+            Row* result = reinterpret_cast<Row*>(at);
+            at += size_t(rows) * TILE;
+            return result;
+        };
+        inner = take(k), z = take(k), z_adjoint = take(k), inner_adjoint = take(k);
+        g = take(pairs), inner_g = take(pairs), slopes = take(pairs), next = take(pairs);
+    }
+};
+
+// Inputs of one channel: the tile's jets, squashed where the layer does so.
+template <typename T>
+void read_channel(const Shape& shape, const Arrays<T>& arrays, int64_t start, int count, int64_t p,
+                  Scratch<T>& s) {
+    for (int k = 0; k < shape.components; ++k) {
+        const T* from = arrays.z + (k * shape.points + start) * shape.channels + p;
+        for (int t = 0; t < count; ++t) s.inner[k][t] = from[t * shape.channels];
+    }
+    if (!shape.squash) {
+        std::memcpy(s.z, s.inner, sizeof(T) * TILE * shape.components);
+    } else {
+        T value[TILE] = {}, f[MOST_ORDERS][TILE];
+        const T* from = arrays.squashed + start * shape.channels + p;
+        for (int t = 0; t < count; ++t) value[t] = from[t * shape.channels];
+        tanh_derivatives(value, shape.derivatives > 0 ? shape.derivatives : 1, f);
+        chain(shape, s.inner, s.inner_g);
+        std::memset(s.z, 0, sizeof(T) * TILE * shape.components);
+        std::memcpy(s.z[0], value, sizeof(value));
+        for (int pair = 0; pair < shape.n_pairs; ++pair) {
+            const T* slope = f[shape.pair_m[pair]];
+            T* target = s.z[shape.pair_component[pair]];
+            for (int t = 0; t < TILE; ++t) target[t] += slope[t] * s.inner_g[pair][t];
+        }
+    }
+    chain(shape, s.z, s.g);
+}
+
+// Adjoint of the inputs of one channel from that of the squashed ones.
+template <typename T>
+void write_channel_adjoint(const Shape& shape, const Arrays<T>& arrays, int64_t start, int count,
+                           int64_t p, Scratch<T>& s) {
+    T(*result)[TILE] = s.z_adjoint;
+    if (shape.squash) {
+        T f[MOST_ORDERS][TILE], value[TILE];
+        tanh_derivatives(s.z[0], shape.derivatives + 1, f);
+        for (int t = 0; t < TILE; ++t) value[t] = s.z_adjoint[0][t] * f[1][t];
+        for (int pair = 0; pair < shape.n_pairs; ++pair) {
+            const int m = shape.pair_m[pair];
+            const T* adjoint = s.z_adjoint[shape.pair_component[pair]];
+            for (int t = 0; t < TILE; ++t) {
+                s.slopes[pair][t] = adjoint[t] * f[m][t];
+                s.next[pair][t] = adjoint[t] * f[m + 1][t];
+            }
+        }
+        chain_adjoint(shape, s.inner, s.inner_g, s.slopes, s.next, value, s.inner_adjoint);
+        result = s.inner_adjoint;
+    }
+    for (int k = 0; k < shape.components; ++k) {
+        T* to = arrays.z_adjoint + (k * shape.points + start) * shape.channels + p;
+        for (int t = 0; t < count; ++t) to[t * shape.channels] = result[k][t];
+    }
+}
+
+template <typename T>
+inline int64_t interval_of(const Shape& shape, const Knots<T>& knots, int64_t p, T x) {
+    const T* left = knots.left + p * knots.stride;
+    const int64_t last = knots.last[p];
+    if (!shape.general) {
+        const T step = (x - left[0]) * (T(0.5) * knots.scale[p]);
+        return step > 0 ? (step < T(last) ? int64_t(step) : last) : 0;  // NaN: 0
+    }
+    int64_t low = 0, high = last;  // the count of interior knots not above x
+    while (low < high) {
+        const int64_t middle = (low + high + 1) / 2;
+        if (left[middle] <= x) low = middle;
+        else high = middle - 1;
+    }
+    return x == x ? low : last;
+}
+
+// ---- What depends on the order R: pieces, and the products with the weights.
+
+template <int R>
+constexpr int ROW = R <= 4 ? 4 : 8;  // numbers of a row of the tables: the R functions, padded
+
+template <typename T, int R>
+using Row = typename Vector<T, ROW<R>>::Type;
+
+template <typename T>
+struct Place {
+    int64_t interval;
+    T v;  // local coordinate
+};
+
+template <typename T>
+inline Place<T> place_of(const Shape& shape, const Knots<T>& knots, int64_t p, T x) {
+    const int64_t j = interval_of(shape, knots, p, x);
+    const T shift = shape.general ? knots.shift[p * knots.stride + j] : knots.shift[p];
+    return {j, (x - knots.left[p * knots.stride + j]) * knots.scale[p] - shift};
+}
+
+template <typename T, int R>
+inline int64_t table_of(const Shape& shape, const Knots<T>& knots, int64_t p, int64_t j) {
+    return shape.general ? (p * knots.stride + j) * R * ROW<R> : 0;
+}
+
+// b^(m)(x) of the R functions, m = 0 .. highest, by one Horner scheme.
+template <typename T, int R>
+inline void evaluate(const T* table, T v, T scale, int highest, Row<T, R>* values) {
+    values[0] = load<Row<T, R>>(table + (R - 1) * ROW<R>);
+    for (int m = 1; m <= highest; ++m) values[m] = Row<T, R>{};
+    for (int k = R - 2; k >= 0; --k) {
+        const int most = highest < R - 1 - k ? highest : R - 1 - k;
+        for (int m = most; m > 0; --m) values[m] = values[m - 1] + values[m] * v;
+        values[0] = load<Row<T, R>>(table + k * ROW<R>) + values[0] * v;
+    }
+    T factor = 1;
+    for (int m = 1; m <= highest; ++m) {
+        factor *= T(m) * scale;
+        values[m] *= factor;
+    }
+}
+
+// Feature jets of one point and channel, (components, ROW).
+template <typename T, int R>
+inline void local_features(const Shape& shape, const Row<T, R>* values, const T (*g)[TILE], int t,
+                           Row<T, R>* local) {
+    local[0] = values[0];
+    for (int k = 1; k < shape.components; ++k) local[k] = Row<T, R>{};
+    for (int pair = 0; pair < shape.n_pairs; ++pair)
+        local[shape.pair_component[pair]] += values[shape.pair_m[pair]] * g[pair][t];
+}
+
+// y_k += sum_l local_k[l] weights[l] for N components.
+template <typename T, int R, int N>
+inline void contract(const Row<T, R>* local, const T* weights, int64_t width, T* y) {
+    for (int64_t q = 0; q < width; q += LANES<T>) {
+        Wide<T> sum[N];
+        for (int k = 0; k < N; ++k) sum[k] = load<Wide<T>>(y + k * width + q);
+        for (int l = 0; l < R; ++l) {
+            const Wide<T> w = load<Wide<T>>(weights + l * width + q);
+            for (int k = 0; k < N; ++k) sum[k] += local[k][l] * w;
+        }
+        for (int k = 0; k < N; ++k) store<Wide<T>>(y + k * width + q, sum[k]);
+    }
+}
+
+// weights_adjoint[l] += sum_k local_k[l] y_k for N components.
+template <typename T, int R, int N>
+inline void gather_weights(const Row<T, R>* local, const T* y, int64_t width, T* adjoint) {
+    for (int64_t q = 0; q < width; q += LANES<T>) {
+        Wide<T> part[N];
+        for (int k = 0; k < N; ++k) part[k] = load<Wide<T>>(y + k * width + q);
+        for (int l = 0; l < R; ++l) {
+            Wide<T> sum = load<Wide<T>>(adjoint + l * width + q);
+            for (int k = 0; k < N; ++k) sum += local[k][l] * part[k];
+            store<Wide<T>>(adjoint + l * width + q, sum);
+        }
+    }
+}
+
+// local_adjoint_k[l] = sum_q y_k[q] weights[l, q] for N components.
+template <typename T, int R, int N>
+inline void gather_local(const T* y, const T* weights, int64_t width, Row<T, R>* adjoint) {
+    for (int k = 0; k < N; ++k) adjoint[k] = Row<T, R>{};
+    for (int start = 0; start < R; start += 4) {
+        const int count = R - start < 4 ? R - start : 4;
+        Wide<T> sum[N][4] = {};
+        for (int64_t q = 0; q < width; q += LANES<T>) {
+            Wide<T> w[4];
+            for (int l = 0; l < count; ++l)
+                w[l] = load<Wide<T>>(weights + (start + l) * width + q);
+            for (int k = 0; k < N; ++k) {
+                const Wide<T> part = load<Wide<T>>(y + k * width + q);
+                for (int l = 0; l < count; ++l) sum[k][l] += part * w[l];
+            }
+        }
+        for (int k = 0; k < N; ++k) {
+            const Quad<T> total = sums<T>(sum[k][0], sum[k][1], sum[k][2], sum[k][3]);
+            for (int l = 0; l < count; ++l) adjoint[k][start + l] = total[l];
+        }
+    }
+}
+
+// The same for all components, four at a time: as many as the registers hold.
+#define BY_FOURS(NAME, ...)                                         \
+    for (int k = 0; k < shape.components;) {                        \
+        const int left = shape.components - k;                      \
+        if (left >= 4) { NAME<T, R, 4>(__VA_ARGS__); k += 4; }      \
+        else if (left == 3) { NAME<T, R, 3>(__VA_ARGS__); k += 3; } \
+        else if (left == 2) { NAME<T, R, 2>(__VA_ARGS__); k += 2; } \
+        else { NAME<T, R, 1>(__VA_ARGS__); k += 1; }                \
+    }
+
+template <typename T, int R>
+void forward(const Shape& shape, const Knots<T>& knots, const Arrays<T>& arrays) {
+    const int64_t width = padded_width<T>(shape), stride = shape.components * width;
+    const std::vector<T> weights = padded_weights(shape, arrays.weights, width);
+    std::vector<T> tile(TILE * stride);
+    std::vector<Row<T, R>> local(shape.components);
+    Scratch<T> s(shape);
+    Row<T, R> values[MOST_ORDERS];
+    for (int64_t start = 0; start < shape.points; start += TILE) {
+        const int count = shape.points - start < TILE ? int(shape.points - start) : TILE;
+        std::memset(tile.data(), 0, sizeof(T) * tile.size());
+        for (int64_t p = 0; p < shape.channels; ++p) {
+            read_channel(shape, arrays, start, count, p, s);
+            for (int t = 0; t < count; ++t) {
+                const Place<T> at = place_of(shape, knots, p, s.z[0][t]);
+                const T* table = knots.tables + table_of<T, R>(shape, knots, p, at.interval);
+                evaluate<T, R>(table, at.v, knots.scale[p], shape.derivatives, values);
+                local_features<T, R>(shape, values, s.g, t, local.data());
+                const T* rows = weights.data() + (knots.first[p] + at.interval) * width;
+                T* y = tile.data() + t * stride;
+                BY_FOURS(contract, local.data() + k, rows, width, y + k * width)
+            }
+        }
+        for (int t = 0; t < count; ++t)
+            for (int k = 0; k < shape.components; ++k)
+                std::memcpy(arrays.y + (k * shape.points + start + t) * shape.outputs,
+                            tile.data() + t * stride + k * width, sizeof(T) * shape.outputs);
+    }
+}
+
+// Adjoint of an interval's table and of its local coordinate's shift, at one point.
+template <typename T, int R>
+inline void add_to_knots(const Shape& shape, const Arrays<T>& arrays, const T (*g)[TILE], int t,
+                         const Row<T, R>* adjoint, T v, int64_t table, int64_t shift, T slope) {
+    Row<T, R> by_order[MOST_ORDERS] = {};
+    by_order[0] = adjoint[0];
+    for (int pair = 0; pair < shape.n_pairs; ++pair)
+        by_order[shape.pair_m[pair]] += adjoint[shape.pair_component[pair]] * g[pair][t];
+    for (int k = 0; k < R; ++k) {
+        T factor = 1;  // k! / (k - m)!
+        Row<T, R> sum = load<Row<T, R>>(arrays.tables_adjoint + table + k * ROW<R>);
+        for (int m = 0; m <= shape.derivatives && m <= k; ++m) {
+            T power = factor;
+            for (int i = 0; i < k - m; ++i) power *= v;
+            sum += by_order[m] * power;
+            factor *= T(k - m);
+        }
+        store<Row<T, R>>(arrays.tables_adjoint + table + k * ROW<R>, sum);
+    }
+    arrays.shift_adjoint[shift] -= slope;
+}
+
+template <typename T, int R>
+inline T dot(Row<T, R> a, Row<T, R> b) {
+    const Row<T, R> product = a * b;
+    T sum = 0;
+    for (int l = 0; l < R; ++l) sum += product[l];
+    return sum;
+}
+
+template <typename T, int R>
+void backward(const Shape& shape, const Knots<T>& knots, const Arrays<T>& arrays) {
+    const int64_t width = padded_width<T>(shape), stride = shape.components * width;
+    const std::vector<T> weights = padded_weights(shape, arrays.weights, width);
+    std::vector<T> gathered(arrays.weights_adjoint ? shape.features * width : 0, T(0));
+    std::vector<T> tile(TILE * stride, T(0));
+    std::vector<Row<T, R>> local(shape.components), adjoint(shape.components * TILE);
+    const bool inner = arrays.z_adjoint || arrays.tables_adjoint;
+    const int highest = shape.derivatives + (inner ? 1 : 0);
+    Scratch<T> s(shape);
+    Row<T, R> values[MOST_ORDERS];
+    Place<T> places[TILE];
+    T slope_of_value[TILE] = {};
+    for (int64_t start = 0; start < shape.points; start += TILE) {
+        const int count = shape.points - start < TILE ? int(shape.points - start) : TILE;
+        for (int t = 0; t < count; ++t)
+            for (int k = 0; k < shape.components; ++k)
+                std::memcpy(tile.data() + t * stride + k * width,
+                            arrays.y_adjoint + (k * shape.points + start + t) * shape.outputs,
+                            sizeof(T) * shape.outputs);
+        for (int64_t p = 0; p < shape.channels; ++p) {
+            read_channel(shape, arrays, start, count, p, s);
+            for (int t = 0; t < count; ++t) {
+                const Place<T> at = places[t] = place_of(shape, knots, p, s.z[0][t]);
+                const T* table = knots.tables + table_of<T, R>(shape, knots, p, at.interval);
+                evaluate<T, R>(table, at.v, knots.scale[p], highest, values);
+                const int64_t row = (knots.first[p] + at.interval) * width;
+                const T* y = tile.data() + t * stride;
+                if (arrays.weights_adjoint) {
+                    local_features<T, R>(shape, values, s.g, t, local.data());
+                    BY_FOURS(gather_weights, local.data() + k, y + k * width, width,
+                             gathered.data() + row)
+                }
+                if (!inner) continue;
+                Row<T, R>* own = adjoint.data() + t * shape.components;
+                BY_FOURS(gather_local, y + k * width, weights.data() + row, width, own + k)
+                slope_of_value[t] = dot<T, R>(own[0], values[1]);
+                for (int pair = 0; pair < shape.n_pairs; ++pair) {
+                    const Row<T, R> a = own[shape.pair_component[pair]];
+                    s.slopes[pair][t] = dot<T, R>(a, values[shape.pair_m[pair]]);
+                    s.next[pair][t] = dot<T, R>(a, values[shape.pair_m[pair] + 1]);
+                }
+            }
+            if (!inner) continue;
+            chain_adjoint(shape, s.z, s.g, s.slopes, s.next, slope_of_value, s.z_adjoint);
+            if (arrays.tables_adjoint)
+                for (int t = 0; t < count; ++t) {
+                    const int64_t j = places[t].interval;
+                    add_to_knots<T, R>(shape, arrays, s.g, t, adjoint.data() + t * shape.components,
+                                       places[t].v, table_of<T, R>(shape, knots, p, j),
+                                       p * knots.stride + j, s.z_adjoint[0][t]);
+                }
+            if (arrays.z_adjoint) write_channel_adjoint(shape, arrays, start, count, p, s);
+        }
+    }
+    if (arrays.weights_adjoint)
+        for (int64_t q = 0; q < shape.outputs; ++q)
+            for (int64_t i = 0; i < shape.features; ++i)
+                arrays.weights_adjoint[q * shape.features + i] = gathered[i * width + q];
+}
+
+template <typename T>
+int run(const Shape* shape, const Knots<T>* knots, const Arrays<T>* arrays, int order, bool back) {
+#define CASE(R)                                             \
+    case R:                                                 \
+        if (back) backward<T, R>(*shape, *knots, *arrays);  \
+        else forward<T, R>(*shape, *knots, *arrays);        \
+        return 0;
+    switch (order) {
+        CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8)
+        default: return 1;
+    }
+#undef CASE
+}
+
+}  // namespace
+
+// 0: done; 1: no such order.
+extern "C" int kanpinn_spline_layer_float64(const Shape* shape, const Knots<double>* knots,
+                                            const Arrays<double>* arrays, int order, int back) {
+    return run<double>(shape, knots, arrays, order, back != 0);
+}
+
+extern "C" int kanpinn_spline_layer_float32(const Shape* shape, const Knots<float>* knots,
+                                            const Arrays<float>* arrays, int order, int back) {
+    return run<float>(shape, knots, arrays, order, back != 0);
+}

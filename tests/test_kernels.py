@@ -1,0 +1,190 @@
+"""The compiled kernels against recorded operations, and what happens where there are none."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from kanpinn.jets import JetSpec
+from kanpinn.kernels import kernels
+from kanpinn.models import KnotLayerSettings
+from kanpinn.models.knot_layers import SplineLayer
+from kanpinn.models.layer import Layer
+from kanpinn.splines import Knots
+
+SPECS = {
+    "values": JetSpec.value_only(2),
+    "laplacian": JetSpec.closure(2, [], laplacian=(0, 1)),
+    "second": JetSpec.closure(2, [(2, 0), (1, 1), (0, 2)]),
+    "third": JetSpec.closure(2, [(3, 0), (1, 2)]),
+    "fourth": JetSpec.closure(2, [(4, 0), (2, 2)]),
+}
+needs_compiler = pytest.mark.skipif(
+    kernels().library is None, reason=f"no compiled kernels: {kernels().description}"
+)
+
+
+def layer(
+    order: int, kind: str, settings: KnotLayerSettings, dtype: torch.dtype, outputs: int = 5
+) -> SplineLayer:
+    """A layer with two channels and random coefficients."""
+    points = {
+        "uniform": ([-1, -0.6, -0.2, 0.2, 0.6, 1],) * 2,
+        "unequal": ([-1, -0.5, 0, 0.5, 1], [-1, -0.75, -0.5, -0.25, 0, 0.25, 0.5, 0.75, 1]),
+        "arbitrary": ([-1, -0.7, -0.1, 0.3, 0.5, 1], [-1, 0.25, 1]),
+    }[kind]
+    knots = Knots.from_breakpoints(order, [torch.tensor(t, dtype=torch.float64) for t in points])
+    made = SplineLayer(knots, outputs, settings)
+    generator = torch.Generator().manual_seed(order)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter.add_(noise, alpha=0.3)
+    return made.to(dtype)
+
+
+def jets(spec: JetSpec, dtype: torch.dtype, points: int = 37) -> torch.Tensor:
+    """Random input jets; some values lie outside the knots."""
+    generator = torch.Generator().manual_seed(7)
+    shape = (spec.n_components, points, 2)
+    z = 0.8 * torch.randn(shape, generator=generator, dtype=torch.float64)
+    return z.to(dtype).requires_grad_()
+
+
+def differences(made: SplineLayer, spec: JetSpec, z: torch.Tensor) -> dict[str, float]:
+    """Relative differences between the kernel and recorded operations: outputs and gradients."""
+    weights = torch.cos(torch.arange(len(z) * z.shape[1] * made.out_width, dtype=z.dtype))
+    names = ["z", *(name for name, _ in made.named_parameters())]
+    leaves = (z, *made.parameters())
+    found = []
+    for y in (made.forward(z, spec), Layer.forward(made, z, spec)):
+        total = (y * weights.view_as(y)).sum()
+        found.append({"y": y, **dict(zip(names, torch.autograd.grad(total, leaves), strict=True))})
+    return {
+        name: ((a - found[1][name]).abs().max() / found[1][name].abs().max()).item()
+        for name, a in found[0].items()
+    }
+
+
+@needs_compiler
+@pytest.mark.parametrize("order", range(2, 9))
+@pytest.mark.parametrize("name", SPECS)
+def test_the_kernel_agrees_with_recorded_operations(order: int, name: str) -> None:
+    for kind, free, squash in itertools.product(
+        ("uniform", "unequal", "arbitrary"), (False, True), (None, "tanh")
+    ):
+        made = layer(order, kind, KnotLayerSettings(free=free, squash=squash), torch.float64)
+        found = differences(made, SPECS[name], jets(SPECS[name], torch.float64))
+        assert max(found.values()) < 1e-12, (kind, free, squash, found)
+
+
+@needs_compiler
+@pytest.mark.parametrize("outputs", [1, 3, 8, 17])
+def test_any_number_of_outputs_and_points(outputs: int) -> None:
+    spec = SPECS["laplacian"]
+    for points in (1, 15, 16, 33):
+        settings = KnotLayerSettings(squash="tanh", base="silu")
+        made = layer(4, "uniform", settings, torch.float64, outputs)
+        found = differences(made, spec, jets(spec, torch.float64, points))
+        assert max(found.values()) < 1e-12, (points, found)
+
+
+@needs_compiler
+def test_single_precision() -> None:
+    for kind in ("uniform", "arbitrary"):
+        made = layer(4, kind, KnotLayerSettings(squash="tanh"), torch.float32)
+        found = differences(made, SPECS["laplacian"], jets(SPECS["laplacian"], torch.float32))
+        assert max(found.values()) < 1e-4, (kind, found)
+
+
+@needs_compiler
+@pytest.mark.parametrize("free", [False, True])
+@pytest.mark.parametrize("name", ["values", "laplacian"])
+def test_gradients_can_be_differentiated_again(free: bool, name: str) -> None:
+    spec = SPECS[name]
+    made = layer(5, "arbitrary", KnotLayerSettings(free=free, squash="tanh"), torch.float64, 2)
+    z = jets(spec, torch.float64, 4)
+
+    def squared_gradient(y: torch.Tensor) -> torch.Tensor:
+        leaves = (z, *made.parameters())
+        first = torch.autograd.grad(y.square().sum(), leaves, create_graph=True)
+        return torch.cat([g.square().sum()[None] for g in first]).sum()
+
+    leaves = (z, *made.parameters())
+    plain = made.contract(made._recorded_features(made._squashed(z, spec), spec, made.basis))
+    for a, b in zip(
+        torch.autograd.grad(squared_gradient(made.forward(z, spec)), leaves),
+        torch.autograd.grad(squared_gradient(plain), leaves),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9 * b.abs().max().item())
+
+
+@needs_compiler
+@pytest.mark.parametrize("kind", ["uniform", "arbitrary"])
+def test_far_points_and_points_that_are_no_numbers(kind: str) -> None:
+    made = layer(4, kind, KnotLayerSettings(), torch.float64)
+    far = torch.tensor([1.0, -1.0, 0.2, 1e9, -1e9, torch.nan, torch.inf, -torch.inf])
+    z = far.double()[:, None].expand(-1, 2)[None].contiguous()
+    spec = SPECS["values"]
+    torch.testing.assert_close(
+        made.forward(z, spec), Layer.forward(made, z, spec), rtol=1e-9, atol=0, equal_nan=True
+    )
+
+
+@needs_compiler
+def test_only_what_is_asked_for_is_differentiated() -> None:
+    spec = SPECS["laplacian"]
+    made = layer(4, "uniform", KnotLayerSettings(squash="tanh"), torch.float64)
+    z = jets(spec, torch.float64).detach()
+    (alone,) = torch.autograd.grad(made.forward(z, spec).square().sum(), made.coefficients)
+    z.requires_grad_()
+    both = torch.autograd.grad(made.forward(z, spec).square().sum(), (made.coefficients, z))
+    torch.testing.assert_close(alone, both[0], rtol=0, atol=0)
+    made.coefficients.requires_grad_(False)
+    (inner,) = torch.autograd.grad(made.forward(z, spec).square().sum(), z)
+    torch.testing.assert_close(inner, both[1], rtol=0, atol=0)
+
+
+def started(tmp_path: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """A new process that looks for the kernels, with a cache of its own."""
+    clean = {k: v for k, v in os.environ.items() if k not in ("CXX", "KANPINN_KERNELS")}
+    environment = {**clean, "XDG_CACHE_HOME": str(tmp_path), **variables}
+    command = [sys.executable, "-m", "kanpinn.kernels"]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+
+
+def test_kernels_can_be_turned_off(tmp_path: Path) -> None:
+    found = started(tmp_path, KANPINN_KERNELS="torch")
+    assert found.stdout == "PyTorch kernels (KANPINN_KERNELS=torch)\n"
+
+
+def test_a_missing_compiler_is_named(tmp_path: Path) -> None:
+    found = started(tmp_path, CXX="no-such-compiler")
+    assert found.stdout == "PyTorch kernels (no-such-compiler was not found)\n"
+
+
+def test_a_compiler_that_fails_is_no_error(tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    broken.write_text('#!/bin/sh\n[ "$1" = --version ] && exit 0\necho "error: no" >&2; exit 1\n')
+    broken.chmod(0o755)
+    found = started(tmp_path, CXX=str(broken))
+    assert found.stdout.splitlines()[1:] == [
+        "the kernels could not be compiled: error: no",
+        "PyTorch kernels (broken failed)",
+    ]
+    assert not list((tmp_path / "kanpinn").glob("*"))
+
+
+@needs_compiler
+def test_kernels_are_compiled_once(tmp_path: Path) -> None:
+    first, second = started(tmp_path), started(tmp_path)
+    assert "compiling the kernels" in first.stdout
+    assert second.stdout == first.stdout.splitlines()[-1] + "\n"
+    assert len(list((tmp_path / "kanpinn").glob("*.so"))) == 1
