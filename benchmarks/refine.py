@@ -15,7 +15,8 @@ from case import Case
 from contestants import kanpinn_network
 from scaling import median_seconds
 
-from kanpinn.models import KAN, KnotLayerSettings, build_knot_network
+from kanpinn.models import KAN, KnotLayerSettings
+from kanpinn.models.networks import build_knot_network
 from kanpinn.splines import Knots
 
 

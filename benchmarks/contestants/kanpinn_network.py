@@ -8,7 +8,8 @@ import torch
 from case import Case
 
 from kanpinn.jets import Jet, JetSpec
-from kanpinn.models import KAN, KnotLayerSettings, build_knot_network
+from kanpinn.models import KAN, KnotLayerSettings
+from kanpinn.models.networks import build_knot_network
 from kanpinn.splines import Knots
 
 
