@@ -91,7 +91,7 @@ def _compiled(compiler: str, tell: Callable[[str], None]) -> ctypes.CDLL:
         key.update(_processor())
         target = cache_folder() / f"kernels-{key.hexdigest()[:20]}.so"
         if not target.exists():
-            tell(f"compiling the kernels with {compiler} (once on this machine, some seconds)")
+            tell(f"compiling the kernels with {compiler} (once on this machine, about 15 seconds)")
             _build(compiler, source, target)
     return ctypes.CDLL(str(target))
 

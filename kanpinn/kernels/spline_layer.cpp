@@ -284,89 +284,126 @@ inline int64_t interval_of(const Shape& shape, const Knots<T>& knots, int64_t p,
 
 // ---- What depends on the order R: pieces, and the products with the weights.
 
+// One channel of a tile, with the points along the last axis everywhere.
+template <typename T, int R>
+struct Pieces {
+    alignas(64) T values[MOST_ORDERS][R][TILE];  // b^(m) of the R functions
+    alignas(64) T table[R][R][TILE];             // of unequal knots: powers, functions
+    alignas(64) T v[TILE];                       // local coordinates
+    int64_t interval[TILE];
+    std::vector<T> local, adjoint;  // feature jets and their adjoint (components, R, TILE)
+
+    explicit Pieces(const Shape& shape)
+        : values(), table(), v(), interval(), local(shape.components * R * TILE, T(0)),
+          adjoint(shape.components * R * TILE, T(0)) {}
+};
+
 template <int R>
 constexpr int ROW = R <= 4 ? 4 : 8;  // numbers of a row of the tables: the R functions, padded
 
-template <typename T, int R>
-using Row = typename Vector<T, ROW<R>>::Type;
-
-template <typename T>
-struct Place {
-    int64_t interval;
-    T v;  // local coordinate
-};
-
-template <typename T>
-inline Place<T> place_of(const Shape& shape, const Knots<T>& knots, int64_t p, T x) {
-    const int64_t j = interval_of(shape, knots, p, x);
-    const T shift = shape.general ? knots.shift[p * knots.stride + j] : knots.shift[p];
-    return {j, (x - knots.left[p * knots.stride + j]) * knots.scale[p] - shift};
+inline int64_t place(const Shape& shape, int64_t stride, int64_t p, int64_t interval) {
+    return shape.general ? p * stride + interval : 0;
 }
 
 template <typename T, int R>
-inline int64_t table_of(const Shape& shape, const Knots<T>& knots, int64_t p, int64_t j) {
-    return shape.general ? (p * knots.stride + j) * R * ROW<R> : 0;
-}
-
-// b^(m)(x) of the R functions, m = 0 .. highest, by one Horner scheme.
-template <typename T, int R>
-inline void evaluate(const T* table, T v, T scale, int highest, Row<T, R>* values) {
-    values[0] = load<Row<T, R>>(table + (R - 1) * ROW<R>);
-    for (int m = 1; m <= highest; ++m) values[m] = Row<T, R>{};
-    for (int k = R - 2; k >= 0; --k) {
-        const int most = highest < R - 1 - k ? highest : R - 1 - k;
-        for (int m = most; m > 0; --m) values[m] = values[m - 1] + values[m] * v;
-        values[0] = load<Row<T, R>>(table + k * ROW<R>) + values[0] * v;
-    }
-    T factor = 1;
-    for (int m = 1; m <= highest; ++m) {
-        factor *= T(m) * scale;
-        values[m] *= factor;
+void locate(const Shape& shape, const Knots<T>& knots, int64_t p, int count, const T* x,
+            Pieces<T, R>& pieces) {
+    for (int t = 0; t < count; ++t) {
+        const int64_t j = pieces.interval[t] = interval_of(shape, knots, p, x[t]);
+        const T shift = shape.general ? knots.shift[p * knots.stride + j] : knots.shift[p];
+        pieces.v[t] = (x[t] - knots.left[p * knots.stride + j]) * knots.scale[p] - shift;
+        if (!shape.general) continue;
+        const T* table = knots.tables + place(shape, knots.stride, p, j) * R * ROW<R>;
+        for (int k = 0; k < R; ++k)
+            for (int l = 0; l < R; ++l) pieces.table[k][l][t] = table[k * ROW<R> + l];
     }
 }
 
-// Feature jets of one point and channel, (components, ROW).
-template <typename T, int R>
-inline void local_features(const Shape& shape, const Row<T, R>* values, const T (*g)[TILE], int t,
-                           Row<T, R>* local) {
-    local[0] = values[0];
-    for (int k = 1; k < shape.components; ++k) local[k] = Row<T, R>{};
-    for (int pair = 0; pair < shape.n_pairs; ++pair)
-        local[shape.pair_component[pair]] += values[shape.pair_m[pair]] * g[pair][t];
+// b^(m)(x) of the R functions, m = 0 .. H, by one Horner scheme.
+template <typename T, int R, int H>
+void evaluate(const Shape& shape, const T* table, T scale, Pieces<T, R>& pieces) {
+    for (int l = 0; l < R; ++l)
+        for (int start = 0; start < TILE; start += LANES<T>) {
+            const Wide<T> v = load<Wide<T>>(pieces.v + start);
+            auto coefficient = [&](int k) {
+                return shape.general ? load<Wide<T>>(pieces.table[k][l] + start)
+                                     : Wide<T>{} + table[k * ROW<R> + l];
+            };
+            Wide<T> sum[H + 1] = {};
+            sum[0] = coefficient(R - 1);
+            for (int k = R - 2; k >= 0; --k) {
+                for (int m = H; m > 0; --m)
+                    if (m <= R - 1 - k) sum[m] = sum[m - 1] + sum[m] * v;
+                sum[0] = coefficient(k) + sum[0] * v;
+            }
+            T factor = 1;
+            store<Wide<T>>(pieces.values[0][l] + start, sum[0]);
+            for (int m = 1; m <= H; ++m) {
+                factor *= T(m) * scale;
+                store<Wide<T>>(pieces.values[m][l] + start, sum[m] * factor);
+            }
+        }
 }
 
-// y_k += sum_l local_k[l] weights[l] for N components.
+template <typename T, int R>
+void evaluate(const Shape& shape, const Knots<T>& knots, int64_t p, int highest,
+              Pieces<T, R>& pieces) {
+    const T scale = knots.scale[p];
+    switch (highest) {
+        case 0: return evaluate<T, R, 0>(shape, knots.tables, scale, pieces);
+        case 1: return evaluate<T, R, 1>(shape, knots.tables, scale, pieces);
+        case 2: return evaluate<T, R, 2>(shape, knots.tables, scale, pieces);
+        case 3: return evaluate<T, R, 3>(shape, knots.tables, scale, pieces);
+        case 4: return evaluate<T, R, 4>(shape, knots.tables, scale, pieces);
+        default: return evaluate<T, R, 5>(shape, knots.tables, scale, pieces);
+    }
+}
+
+// The feature jets from the pieces and the chain rule.
+template <typename T, int R>
+void make_features(const Shape& shape, const T (*g)[TILE], Pieces<T, R>& pieces) {
+    T* local = pieces.local.data();
+    std::memcpy(local, pieces.values[0], sizeof(T) * R * TILE);
+    std::memset(local + R * TILE, 0, sizeof(T) * (shape.components - 1) * R * TILE);
+    for (int pair = 0; pair < shape.n_pairs; ++pair) {
+        const T(*values)[TILE] = pieces.values[shape.pair_m[pair]];
+        T* target = local + shape.pair_component[pair] * R * TILE;
+        for (int l = 0; l < R; ++l)
+            for (int t = 0; t < TILE; ++t) target[l * TILE + t] += values[l][t] * g[pair][t];
+    }
+}
+
+// y_k += sum_l local_k[l] weights[l] for N components of one point.
 template <typename T, int R, int N>
-inline void contract(const Row<T, R>* local, const T* weights, int64_t width, T* y) {
+inline void contract(const T* local, const T* weights, int64_t width, T* y) {
     for (int64_t q = 0; q < width; q += LANES<T>) {
         Wide<T> sum[N];
         for (int k = 0; k < N; ++k) sum[k] = load<Wide<T>>(y + k * width + q);
         for (int l = 0; l < R; ++l) {
             const Wide<T> w = load<Wide<T>>(weights + l * width + q);
-            for (int k = 0; k < N; ++k) sum[k] += local[k][l] * w;
+            for (int k = 0; k < N; ++k) sum[k] += local[(k * R + l) * TILE] * w;
         }
         for (int k = 0; k < N; ++k) store<Wide<T>>(y + k * width + q, sum[k]);
     }
 }
 
-// weights_adjoint[l] += sum_k local_k[l] y_k for N components.
+// weights_adjoint[l] += sum_k local_k[l] y_k for N components of one point.
 template <typename T, int R, int N>
-inline void gather_weights(const Row<T, R>* local, const T* y, int64_t width, T* adjoint) {
+inline void gather_weights(const T* local, const T* y, int64_t width, T* adjoint) {
     for (int64_t q = 0; q < width; q += LANES<T>) {
         Wide<T> part[N];
         for (int k = 0; k < N; ++k) part[k] = load<Wide<T>>(y + k * width + q);
         for (int l = 0; l < R; ++l) {
             Wide<T> sum = load<Wide<T>>(adjoint + l * width + q);
-            for (int k = 0; k < N; ++k) sum += local[k][l] * part[k];
+            for (int k = 0; k < N; ++k) sum += local[(k * R + l) * TILE] * part[k];
             store<Wide<T>>(adjoint + l * width + q, sum);
         }
     }
 }
 
-// local_adjoint_k[l] = sum_q y_k[q] weights[l, q] for N components.
+// local_adjoint_k[l] = sum_q y_k[q] weights[l, q] for N components of one point.
 template <typename T, int R, int N>
-inline void gather_local(const T* y, const T* weights, int64_t width, Row<T, R>* adjoint) {
-    for (int k = 0; k < N; ++k) adjoint[k] = Row<T, R>{};
+inline void gather_local(const T* y, const T* weights, int64_t width, T* adjoint) {
     for (int start = 0; start < R; start += 4) {
         const int count = R - start < 4 ? R - start : 4;
         Wide<T> sum[N][4] = {};
@@ -381,7 +418,7 @@ inline void gather_local(const T* y, const T* weights, int64_t width, Row<T, R>*
         }
         for (int k = 0; k < N; ++k) {
             const Quad<T> total = sums<T>(sum[k][0], sum[k][1], sum[k][2], sum[k][3]);
-            for (int l = 0; l < count; ++l) adjoint[k][start + l] = total[l];
+            for (int l = 0; l < count; ++l) adjoint[(k * R + start + l) * TILE] = total[l];
         }
     }
 }
@@ -396,150 +433,285 @@ inline void gather_local(const T* y, const T* weights, int64_t width, Row<T, R>*
         else { NAME<T, R, 1>(__VA_ARGS__); k += 1; }                \
     }
 
+// Layers with many outputs: vectors run over them, and the tile holds (TILE, components, width).
 template <typename T, int R>
-void forward(const Shape& shape, const Knots<T>& knots, const Arrays<T>& arrays) {
-    const int64_t width = padded_width<T>(shape), stride = shape.components * width;
-    const std::vector<T> weights = padded_weights(shape, arrays.weights, width);
-    std::vector<T> tile(TILE * stride);
-    std::vector<Row<T, R>> local(shape.components);
-    Scratch<T> s(shape);
-    Row<T, R> values[MOST_ORDERS];
-    for (int64_t start = 0; start < shape.points; start += TILE) {
-        const int count = shape.points - start < TILE ? int(shape.points - start) : TILE;
-        std::memset(tile.data(), 0, sizeof(T) * tile.size());
-        for (int64_t p = 0; p < shape.channels; ++p) {
-            read_channel(shape, arrays, start, count, p, s);
-            for (int t = 0; t < count; ++t) {
-                const Place<T> at = place_of(shape, knots, p, s.z[0][t]);
-                const T* table = knots.tables + table_of<T, R>(shape, knots, p, at.interval);
-                evaluate<T, R>(table, at.v, knots.scale[p], shape.derivatives, values);
-                local_features<T, R>(shape, values, s.g, t, local.data());
-                const T* rows = weights.data() + (knots.first[p] + at.interval) * width;
-                T* y = tile.data() + t * stride;
-                BY_FOURS(contract, local.data() + k, rows, width, y + k * width)
-            }
-        }
-        for (int t = 0; t < count; ++t)
-            for (int k = 0; k < shape.components; ++k)
-                std::memcpy(arrays.y + (k * shape.points + start + t) * shape.outputs,
-                            tile.data() + t * stride + k * width, sizeof(T) * shape.outputs);
-    }
-}
+struct ManyOutputs {
+    const Shape& shape;
+    int64_t width, stride;
+    std::vector<T> weights, gathered, tile;
 
-// Adjoint of an interval's table and of its local coordinate's shift, at one point.
-template <typename T, int R>
-inline void add_to_knots(const Shape& shape, const Arrays<T>& arrays, const T (*g)[TILE], int t,
-                         const Row<T, R>* adjoint, T v, int64_t table, int64_t shift, T slope) {
-    Row<T, R> by_order[MOST_ORDERS] = {};
-    by_order[0] = adjoint[0];
-    for (int pair = 0; pair < shape.n_pairs; ++pair)
-        by_order[shape.pair_m[pair]] += adjoint[shape.pair_component[pair]] * g[pair][t];
-    for (int k = 0; k < R; ++k) {
-        T factor = 1;  // k! / (k - m)!
-        Row<T, R> sum = load<Row<T, R>>(arrays.tables_adjoint + table + k * ROW<R>);
-        for (int m = 0; m <= shape.derivatives && m <= k; ++m) {
-            T power = factor;
-            for (int i = 0; i < k - m; ++i) power *= v;
-            sum += by_order[m] * power;
-            factor *= T(k - m);
-        }
-        store<Row<T, R>>(arrays.tables_adjoint + table + k * ROW<R>, sum);
-    }
-    arrays.shift_adjoint[shift] -= slope;
-}
+    ManyOutputs(const Shape& shape, const Arrays<T>& arrays)
+        : shape(shape), width(padded_width<T>(shape)), stride(shape.components * width),
+          weights(padded_weights(shape, arrays.weights, width)),
+          gathered(arrays.weights_adjoint ? shape.features * width : 0, T(0)),
+          tile(TILE * stride, T(0)) {}
 
-template <typename T, int R>
-inline T dot(Row<T, R> a, Row<T, R> b) {
-    const Row<T, R> product = a * b;
-    T sum = 0;
-    for (int l = 0; l < R; ++l) sum += product[l];
-    return sum;
-}
+    void clear() { std::memset(tile.data(), 0, sizeof(T) * tile.size()); }
 
-template <typename T, int R>
-void backward(const Shape& shape, const Knots<T>& knots, const Arrays<T>& arrays) {
-    const int64_t width = padded_width<T>(shape), stride = shape.components * width;
-    const std::vector<T> weights = padded_weights(shape, arrays.weights, width);
-    std::vector<T> gathered(arrays.weights_adjoint ? shape.features * width : 0, T(0));
-    std::vector<T> tile(TILE * stride, T(0));
-    std::vector<Row<T, R>> local(shape.components), adjoint(shape.components * TILE);
-    const bool inner = arrays.z_adjoint || arrays.tables_adjoint;
-    const int highest = shape.derivatives + (inner ? 1 : 0);
-    Scratch<T> s(shape);
-    Row<T, R> values[MOST_ORDERS];
-    Place<T> places[TILE];
-    T slope_of_value[TILE] = {};
-    for (int64_t start = 0; start < shape.points; start += TILE) {
-        const int count = shape.points - start < TILE ? int(shape.points - start) : TILE;
+    void read(const T* y, int64_t start, int count) {
         for (int t = 0; t < count; ++t)
             for (int k = 0; k < shape.components; ++k)
                 std::memcpy(tile.data() + t * stride + k * width,
-                            arrays.y_adjoint + (k * shape.points + start + t) * shape.outputs,
+                            y + (k * shape.points + start + t) * shape.outputs,
                             sizeof(T) * shape.outputs);
-        for (int64_t p = 0; p < shape.channels; ++p) {
-            read_channel(shape, arrays, start, count, p, s);
-            for (int t = 0; t < count; ++t) {
-                const Place<T> at = places[t] = place_of(shape, knots, p, s.z[0][t]);
-                const T* table = knots.tables + table_of<T, R>(shape, knots, p, at.interval);
-                evaluate<T, R>(table, at.v, knots.scale[p], highest, values);
-                const int64_t row = (knots.first[p] + at.interval) * width;
-                const T* y = tile.data() + t * stride;
-                if (arrays.weights_adjoint) {
-                    local_features<T, R>(shape, values, s.g, t, local.data());
-                    BY_FOURS(gather_weights, local.data() + k, y + k * width, width,
-                             gathered.data() + row)
-                }
-                if (!inner) continue;
-                Row<T, R>* own = adjoint.data() + t * shape.components;
-                BY_FOURS(gather_local, y + k * width, weights.data() + row, width, own + k)
-                slope_of_value[t] = dot<T, R>(own[0], values[1]);
-                for (int pair = 0; pair < shape.n_pairs; ++pair) {
-                    const Row<T, R> a = own[shape.pair_component[pair]];
-                    s.slopes[pair][t] = dot<T, R>(a, values[shape.pair_m[pair]]);
-                    s.next[pair][t] = dot<T, R>(a, values[shape.pair_m[pair] + 1]);
+    }
+
+    void write(T* y, int64_t start, int count) {
+        for (int t = 0; t < count; ++t)
+            for (int k = 0; k < shape.components; ++k)
+                std::memcpy(y + (k * shape.points + start + t) * shape.outputs,
+                            tile.data() + t * stride + k * width, sizeof(T) * shape.outputs);
+    }
+
+    void add(const Pieces<T, R>& pieces, int64_t first, int count) {
+        for (int t = 0; t < count; ++t) {
+            const T* local = pieces.local.data() + t;
+            const T* rows = weights.data() + (first + pieces.interval[t]) * width;
+            T* y = tile.data() + t * stride;
+            BY_FOURS(contract, local + k * R * TILE, rows, width, y + k * width)
+        }
+    }
+
+    void add_to_weights(const Pieces<T, R>& pieces, int64_t first, int count) {
+        for (int t = 0; t < count; ++t) {
+            const T* local = pieces.local.data() + t;
+            T* rows = gathered.data() + (first + pieces.interval[t]) * width;
+            const T* y = tile.data() + t * stride;
+            BY_FOURS(gather_weights, local + k * R * TILE, y + k * width, width, rows)
+        }
+    }
+
+    void features_adjoint(Pieces<T, R>& pieces, int64_t first, int count) {
+        for (int t = 0; t < count; ++t) {
+            T* adjoint = pieces.adjoint.data() + t;
+            const T* rows = weights.data() + (first + pieces.interval[t]) * width;
+            const T* y = tile.data() + t * stride;
+            BY_FOURS(gather_local, y + k * width, rows, width, adjoint + k * R * TILE)
+        }
+    }
+
+    void finish(T* adjoint) {
+        for (int64_t q = 0; q < shape.outputs; ++q)
+            for (int64_t i = 0; i < shape.features; ++i)
+                adjoint[q * shape.features + i] = gathered[i * width + q];
+    }
+};
+
+// Layers with one output, or few: vectors run over the points; the tile holds (components, outputs,
+// TILE). From two outputs on ManyOutputs was measured to be faster.
+template <typename T, int R>
+struct FewOutputs {
+    const Shape& shape;
+    const T* weights;
+    std::vector<T> gathered, tile;
+    alignas(64) T rows[R][TILE];
+
+    FewOutputs(const Shape& shape, const Arrays<T>& arrays)
+        : shape(shape), weights(arrays.weights),
+          gathered(arrays.weights_adjoint ? shape.features * shape.outputs : 0, T(0)),
+          tile(shape.components * shape.outputs * TILE, T(0)), rows() {}
+
+    void clear() { std::memset(tile.data(), 0, sizeof(T) * tile.size()); }
+
+    T* row(int k, int64_t q) { return tile.data() + (k * shape.outputs + q) * TILE; }
+
+    void read(const T* y, int64_t start, int count) {
+        for (int k = 0; k < shape.components; ++k)
+            for (int64_t q = 0; q < shape.outputs; ++q)
+                for (int t = 0; t < count; ++t)
+                    row(k, q)[t] = y[(k * shape.points + start + t) * shape.outputs + q];
+    }
+
+    void write(T* y, int64_t start, int count) {
+        for (int k = 0; k < shape.components; ++k)
+            for (int64_t q = 0; q < shape.outputs; ++q)
+                for (int t = 0; t < count; ++t)
+                    y[(k * shape.points + start + t) * shape.outputs + q] = row(k, q)[t];
+    }
+
+    void gather_rows(const Pieces<T, R>& pieces, int64_t first, int count, int64_t q) {
+        for (int t = 0; t < count; ++t) {
+            const T* from = weights + q * shape.features + first + pieces.interval[t];
+            for (int l = 0; l < R; ++l) rows[l][t] = from[l];
+        }
+    }
+
+    void add(const Pieces<T, R>& pieces, int64_t first, int count) {
+        for (int64_t q = 0; q < shape.outputs; ++q) {
+            gather_rows(pieces, first, count, q);
+            for (int k = 0; k < shape.components; ++k) {
+                T* y = row(k, q);
+                const T* local = pieces.local.data() + k * R * TILE;
+                for (int l = 0; l < R; ++l)
+                    for (int t = 0; t < TILE; ++t) y[t] += local[l * TILE + t] * rows[l][t];
+            }
+        }
+    }
+
+    void add_to_weights(const Pieces<T, R>& pieces, int64_t first, int count) {
+        for (int64_t q = 0; q < shape.outputs; ++q) {
+            for (int l = 0; l < R; ++l) {
+                for (int t = 0; t < TILE; ++t) rows[l][t] = 0;
+                for (int k = 0; k < shape.components; ++k) {
+                    const T* local = pieces.local.data() + (k * R + l) * TILE;
+                    const T* y = row(k, q);
+                    for (int t = 0; t < TILE; ++t) rows[l][t] += local[t] * y[t];
                 }
             }
-            if (!inner) continue;
-            chain_adjoint(shape, s.z, s.g, s.slopes, s.next, slope_of_value, s.z_adjoint);
-            if (arrays.tables_adjoint)
-                for (int t = 0; t < count; ++t) {
-                    const int64_t j = places[t].interval;
-                    add_to_knots<T, R>(shape, arrays, s.g, t, adjoint.data() + t * shape.components,
-                                       places[t].v, table_of<T, R>(shape, knots, p, j),
-                                       p * knots.stride + j, s.z_adjoint[0][t]);
+            T* to = gathered.data() + q * shape.features + first;
+            for (int t = 0; t < count; ++t)
+                for (int l = 0; l < R; ++l) to[pieces.interval[t] + l] += rows[l][t];
+        }
+    }
+
+    void features_adjoint(Pieces<T, R>& pieces, int64_t first, int count) {
+        std::memset(pieces.adjoint.data(), 0, sizeof(T) * pieces.adjoint.size());
+        for (int64_t q = 0; q < shape.outputs; ++q) {
+            gather_rows(pieces, first, count, q);
+            for (int k = 0; k < shape.components; ++k) {
+                const T* y = row(k, q);
+                T* adjoint = pieces.adjoint.data() + k * R * TILE;
+                for (int l = 0; l < R; ++l)
+                    for (int t = 0; t < TILE; ++t) adjoint[l * TILE + t] += y[t] * rows[l][t];
+            }
+        }
+    }
+
+    void finish(T* adjoint) { std::memcpy(adjoint, gathered.data(), sizeof(T) * gathered.size()); }
+};
+
+template <typename T, int R, typename Outputs>
+void forward(const Shape& shape, const Knots<T>& knots, const Arrays<T>& arrays) {
+    Outputs outputs(shape, arrays);
+    Pieces<T, R> pieces(shape);
+    Scratch<T> s(shape);
+    for (int64_t start = 0; start < shape.points; start += TILE) {
+        const int count = shape.points - start < TILE ? int(shape.points - start) : TILE;
+        outputs.clear();
+        for (int64_t p = 0; p < shape.channels; ++p) {
+            read_channel(shape, arrays, start, count, p, s);
+            locate(shape, knots, p, count, s.z[0], pieces);
+            evaluate<T, R>(shape, knots, p, shape.derivatives, pieces);
+            make_features(shape, s.g, pieces);
+            outputs.add(pieces, knots.first[p], count);
+        }
+        outputs.write(arrays.y, start, count);
+    }
+}
+
+// sum_l adjoint[l] values[l], point by point.
+template <typename T, int R>
+inline void dot(const T* adjoint, const T (*values)[TILE], T* result) {
+    for (int t = 0; t < TILE; ++t) result[t] = adjoint[t] * values[0][t];
+    for (int l = 1; l < R; ++l)
+        for (int t = 0; t < TILE; ++t) result[t] += adjoint[l * TILE + t] * values[l][t];
+}
+
+// Adjoint of the inputs from that of the features, through pieces and chain rule.
+template <typename T, int R>
+void inputs_adjoint(const Shape& shape, const Pieces<T, R>& pieces, Scratch<T>& s) {
+    T value[TILE];
+    dot<T, R>(pieces.adjoint.data(), pieces.values[1], value);
+    for (int pair = 0; pair < shape.n_pairs; ++pair) {
+        const T* adjoint = pieces.adjoint.data() + shape.pair_component[pair] * R * TILE;
+        const int m = shape.pair_m[pair];
+        dot<T, R>(adjoint, pieces.values[m], s.slopes[pair]);
+        dot<T, R>(adjoint, pieces.values[m + 1], s.next[pair]);
+    }
+    chain_adjoint(shape, s.z, s.g, s.slopes, s.next, value, s.z_adjoint);
+}
+
+// Adjoint of the tables and shifts of the intervals that a tile's points lie in.
+template <typename T, int R>
+void add_to_knots(const Shape& shape, const Knots<T>& knots, const Arrays<T>& arrays, int64_t p,
+                  int count, const Pieces<T, R>& pieces, const Scratch<T>& s) {
+    for (int t = 0; t < count; ++t) {
+        const int64_t at = place(shape, knots.stride, p, pieces.interval[t]);
+        T* table = arrays.tables_adjoint + at * R * ROW<R>;
+        for (int l = 0; l < R; ++l) {
+            T by_order[MOST_ORDERS] = {};
+            by_order[0] = pieces.adjoint[l * TILE + t];
+            for (int pair = 0; pair < shape.n_pairs; ++pair)
+                by_order[shape.pair_m[pair]] +=
+                    pieces.adjoint[(shape.pair_component[pair] * R + l) * TILE + t] * s.g[pair][t];
+            for (int k = 0; k < R; ++k) {
+                T factor = 1;  // k! / (k - m)!
+                for (int m = 0; m <= shape.derivatives && m <= k; ++m) {
+                    T power = factor;
+                    for (int i = 0; i < k - m; ++i) power *= pieces.v[t];
+                    table[k * ROW<R> + l] += by_order[m] * power;
+                    factor *= T(k - m);
                 }
+            }
+        }
+        arrays.shift_adjoint[at] -= s.z_adjoint[0][t];
+    }
+}
+
+template <typename T, int R, typename Outputs>
+void backward(const Shape& shape, const Knots<T>& knots, const Arrays<T>& arrays) {
+    Outputs outputs(shape, arrays);
+    Pieces<T, R> pieces(shape);
+    Scratch<T> s(shape);
+    const bool inner = arrays.z_adjoint || arrays.tables_adjoint;
+    for (int64_t start = 0; start < shape.points; start += TILE) {
+        const int count = shape.points - start < TILE ? int(shape.points - start) : TILE;
+        outputs.read(arrays.y_adjoint, start, count);
+        for (int64_t p = 0; p < shape.channels; ++p) {
+            read_channel(shape, arrays, start, count, p, s);
+            locate(shape, knots, p, count, s.z[0], pieces);
+            evaluate<T, R>(shape, knots, p, shape.derivatives + (inner ? 1 : 0), pieces);
+            if (arrays.weights_adjoint) {
+                make_features(shape, s.g, pieces);
+                outputs.add_to_weights(pieces, knots.first[p], count);
+            }
+            if (!inner) continue;
+            outputs.features_adjoint(pieces, knots.first[p], count);
+            inputs_adjoint(shape, pieces, s);
+            if (arrays.tables_adjoint)
+                add_to_knots(shape, knots, arrays, p, count, pieces, s);
             if (arrays.z_adjoint) write_channel_adjoint(shape, arrays, start, count, p, s);
         }
     }
-    if (arrays.weights_adjoint)
-        for (int64_t q = 0; q < shape.outputs; ++q)
-            for (int64_t i = 0; i < shape.features; ++i)
-                arrays.weights_adjoint[q * shape.features + i] = gathered[i * width + q];
+    if (arrays.weights_adjoint) outputs.finish(arrays.weights_adjoint);
+}
+
+template <typename T, int R, typename Outputs>
+int run(const Shape& shape, const Knots<T>& knots, const Arrays<T>& arrays) {
+    if (arrays.y_adjoint) backward<T, R, Outputs>(shape, knots, arrays);
+    else forward<T, R, Outputs>(shape, knots, arrays);
+    return 0;
+}
+
+template <typename T, int R>
+int run(const Shape& shape, const Knots<T>& knots, const Arrays<T>& arrays) {
+    if (shape.outputs == 1) return run<T, R, FewOutputs<T, R>>(shape, knots, arrays);
+    return run<T, R, ManyOutputs<T, R>>(shape, knots, arrays);
 }
 
 template <typename T>
-int run(const Shape* shape, const Knots<T>* knots, const Arrays<T>* arrays, int order, bool back) {
-#define CASE(R)                                             \
-    case R:                                                 \
-        if (back) backward<T, R>(*shape, *knots, *arrays);  \
-        else forward<T, R>(*shape, *knots, *arrays);        \
-        return 0;
+int run(const Shape& shape, const Knots<T>& knots, const Arrays<T>& arrays, int order) {
     switch (order) {
-        CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8)
+        case 2: return run<T, 2>(shape, knots, arrays);
+        case 3: return run<T, 3>(shape, knots, arrays);
+        case 4: return run<T, 4>(shape, knots, arrays);
+        case 5: return run<T, 5>(shape, knots, arrays);
+        case 6: return run<T, 6>(shape, knots, arrays);
+        case 7: return run<T, 7>(shape, knots, arrays);
+        case 8: return run<T, 8>(shape, knots, arrays);
         default: return 1;
     }
-#undef CASE
 }
 
 }  // namespace
 
-// 0: done; 1: no such order.
+// Forward into y, or with y_adjoint backward. 0: done; 1: no such order.
 extern "C" int kanpinn_spline_layer_float64(const Shape* shape, const Knots<double>* knots,
-                                            const Arrays<double>* arrays, int order, int back) {
-    return run<double>(shape, knots, arrays, order, back != 0);
+                                            const Arrays<double>* arrays, int order) {
+    return run<double>(*shape, *knots, *arrays, order);
 }
 
 extern "C" int kanpinn_spline_layer_float32(const Shape* shape, const Knots<float>* knots,
-                                            const Arrays<float>* arrays, int order, int back) {
-    return run<float>(shape, knots, arrays, order, back != 0);
+                                            const Arrays<float>* arrays, int order) {
+    return run<float>(*shape, *knots, *arrays, order);
 }

@@ -85,7 +85,7 @@ class PackedPieces:
     """
 
     def __init__(self, pieces: Pieces, order: int) -> None:
-        self.order, self.general = order, not pieces.uniform
+        self.pieces, self.order, self.general = pieces, order, not pieces.uniform
         self.left = pieces.left.detach().contiguous()
         self.scale = pieces.scale.detach().contiguous()
         shift = pieces.shift.detach()
@@ -195,5 +195,5 @@ def _run(
     function = getattr(library, f"kanpinn_spline_layer_{TYPES[z.dtype]}")
     knots = packed.structure()
     references = (ctypes.byref(each) for each in (shape, knots, arrays))
-    if function(*references, packed.order, "y_adjoint" in outputs):
+    if function(*references, packed.order):
         raise ValueError(f"the kernels know no splines of order {packed.order}")

@@ -284,16 +284,16 @@ class SplineLayer(KnotLayer):
             return super().forward(z, spec)
         basis = self.basis
         check_points(z[0], self.in_width, basis.dtype)
-        pieces = basis.pieces()
-        if self._packed is None or self.settings.free:
-            self._packed = PackedPieces(pieces, self.order)
+        packed = self._packed or PackedPieces(basis.pieces(), self.order)
+        if not self.settings.free:
+            self._packed = packed
         y: Tensor = SplineProduct.apply(
             z,
             self.coefficients,
-            pieces.left,
-            pieces.shift,
-            pieces.tables,
-            self._packed,
+            packed.pieces.left,
+            packed.pieces.shift,
+            packed.pieces.tables,
+            packed,
             spec,
             self.settings.squash is not None,
             lambda z, weights: (
