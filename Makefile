@@ -14,7 +14,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup solve test test-slow lint types format clean distclean
+.PHONY: help setup solve test test-slow lint types peers bench format clean distclean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1@\2/p' Makefile | awk -F@ '{printf "%-18s %s\n", $$1, $$2}'
@@ -37,6 +37,20 @@ lint: $(STAMP) ## check style and formatting
 types: $(STAMP) ## check types
 	$(BIN)/mypy
 
+peers: .peers/.installed ## create .peers with the packages that benchmarks/ compares with
+
+.peers/.installed: benchmarks/peers.txt
+	@for python in $(PYTHON); do \
+	  if "$$python" -c '$(USABLE)' >/dev/null 2>&1; then \
+	    "$$python" -m venv --clear .peers && break; \
+	  fi; \
+	done
+	.peers/bin/python -m pip install -q -r benchmarks/peers.txt
+	@touch $@
+
+bench: $(STAMP) ## time layers beside a baseline, a plain network and, after `make peers`, the peers
+	$(BIN)/python benchmarks/layers.py --tuned
+
 format: $(STAMP) ## format the code and fix what can be fixed by itself
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -45,8 +59,8 @@ clean: ## remove caches and build products (never runs/)
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
-distclean: clean ## the same, and .venv
-	rm -rf $(VENV)
+distclean: clean ## the same, and both environments
+	rm -rf $(VENV) .peers
 
 # Each candidate is run, not just looked for: a name on the path may be a shim with nothing behind it,
 # or a Python whose venv module is packaged apart.

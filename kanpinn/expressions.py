@@ -23,7 +23,6 @@ from typing import Any, NoReturn
 
 import numpy as np
 import torch
-from scipy.special import erf as _numpy_erf
 
 from kanpinn.errors import ExpressionError
 
@@ -37,6 +36,12 @@ MAX_EXPONENT = 1000
 """Largest absolute value of a constant exponent."""
 
 CONSTANTS: Mapping[str, float] = {"pi": math.pi, "e": math.e}
+
+
+def _numpy_erf(x: Any) -> Any:
+    from scipy.special import erf  # when needed: few formulas have one, and it is slow to import
+
+    return erf(x)
 
 
 def _float_sign(value: float) -> float:

@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from annotated_types import Ge, Gt, Le, Lt
 from numpy.typing import NDArray
-from scipy.stats import qmc
 from torch import Tensor
 
 from kanpinn.errors import ConfigError, ProblemError
@@ -160,10 +159,14 @@ def unit_points(
     if method == "random":
         return generator.random((n, dimension))
     if method == "sobol":
+        from scipy.stats import qmc  # when needed: it takes as long as torch to import
+
         sequence = qmc.Sobol(dimension, scramble=True, bits=SOBOL_BITS, rng=generator)
         # A whole power of two is drawn, because SciPy warns of any other number.
         return np.asarray(sequence.random_base2((n - 1).bit_length())[:n])
     if method == "latin_hypercube":
+        from scipy.stats import qmc
+
         return np.asarray(qmc.LatinHypercube(dimension, rng=generator).random(n))
     raise ProblemError(
         f"sampling: unknown method {method!r}, allowed: grid, random, sobol, latin_hypercube"

@@ -1,6 +1,6 @@
 """Compiled kernels, and what stands in for them where there is no compiler."""
 
-from kanpinn.kernels.library import Kernels, kernels
+from kanpinn.kernels.library import Kernels, kernels, kernels_unused
 from kanpinn.kernels.spline_product import (
     KERNEL_SQUASHES,
     PackedPieces,
@@ -8,4 +8,12 @@ from kanpinn.kernels.spline_product import (
     compiles,
 )
 
-__all__ = ["KERNEL_SQUASHES", "Kernels", "PackedPieces", "SplineProduct", "compiles", "kernels"]
+__all__ = [
+    "KERNEL_SQUASHES",
+    "Kernels",
+    "PackedPieces",
+    "SplineProduct",
+    "compiles",
+    "kernels",
+    "kernels_unused",
+]

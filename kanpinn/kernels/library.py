@@ -14,7 +14,8 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import as_file, files
@@ -60,6 +61,17 @@ def kernels(tell: Callable[[str], None] = LOG.info) -> Kernels:
             if not _FOUND:
                 _FOUND.append(_find(tell))
     return _FOUND[0]
+
+
+@contextmanager
+def kernels_unused() -> Iterator[None]:
+    """Do without the kernels for a while, where compiling them would take longer than they save."""
+    kept = list(_FOUND)
+    _FOUND[:] = [Kernels(None, "PyTorch kernels")]
+    try:
+        yield
+    finally:
+        _FOUND[:] = kept
 
 
 def _find(tell: Callable[[str], None]) -> Kernels:

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
-import scipy.linalg
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -504,7 +503,9 @@ class Preconditioner:
 def numerical_rank(matrix: Tensor) -> int:
     """Rank up to round-off, by QR with column pivoting of a square matrix ``(n, n)``."""
     values = matrix.detach().cpu().numpy()
-    (upper,) = scipy.linalg.qr(values, mode="r", pivoting=True, check_finite=False)[:1]
+    from scipy.linalg import qr  # when needed: validating a config should not wait for it
+
+    (upper,) = qr(values, mode="r", pivoting=True, check_finite=False)[:1]
     return pivoted_rank(upper, torch.finfo(matrix.dtype).eps)
 
 

@@ -7,12 +7,11 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.interpolate import BSpline
 
 from kanpinn.checkpoint import read_checkpoint, restore_state
 from kanpinn.errors import ConfigError
@@ -21,6 +20,9 @@ from kanpinn.residuals import System
 from kanpinn.solution.evaluator import Evaluator, Outside, Side, Values
 from kanpinn.splines import relu_to_spline
 from kanpinn.training import LevelRecord, LevelState, RunState, Weights
+
+if TYPE_CHECKING:
+    from scipy.interpolate import BSpline
 
 CHECKPOINT_NAME = "checkpoint.h5"
 
@@ -280,6 +282,8 @@ class Solution:
         count = knots.n_functions[input]
         c = spline[output, start : start + count].double().cpu().numpy()
         t = knots.extended(input).double().cpu().numpy()
+        from scipy.interpolate import BSpline
+
         return BSpline(t, c, found.order - 1, extrapolate=True)
 
     def base_weight(self, layer: int, output: int, input: int, part: str | None = None) -> float:

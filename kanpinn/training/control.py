@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import scipy.linalg
 import torch
 
 from kanpinn.optimisers import StopReason
@@ -57,7 +56,9 @@ def split_errors(system: System, data: Sequence[BlockData], workers: int = 1) ->
     triangle = objective.triangle(pack.read())
     last = triangle[:, -1].double().cpu().numpy()
     columns = triangle[:-1, :-1].cpu().numpy()  # below them the triangle is zero
-    rotated, upper, _ = scipy.linalg.qr_multiply(columns, last[:-1], pivoting=True)
+    from scipy.linalg import qr_multiply  # when needed, as everywhere
+
+    rotated, upper, _ = qr_multiply(columns, last[:-1], pivoting=True)
     rank = pivoted_rank(upper, torch.finfo(triangle.dtype).eps)
     within, beyond = rotated[:rank], np.append(rotated[rank:], last[-1])
     return ErrorSplit(float(np.linalg.norm(within)), float(np.linalg.norm(beyond)))
