@@ -46,7 +46,7 @@ def main() -> None:
     for config in options.configs:
         rows = [run(config, options.change, seed, options.threads) for seed in seeds]
         errors = [row["rel_l2"] for row in rows if row["rel_l2"] is not None]
-        mse = [row["metrics"]["test_mse"] for row in rows if row["metrics"]]
+        mse = [row["metrics"]["test_mse"] for row in rows if "test_mse" in row["metrics"]]
         print(
             f"| `{' '.join([config, *options.change])}` | {len(rows)} | {_median(errors)} "
             f"| {_worst(errors)} | {_median(mse)} | {_worst(mse)} "
