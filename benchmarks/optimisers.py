@@ -2,7 +2,7 @@
 
 The shipped configs, with their phases replaced by one optimiser each: same networks, points,
 levels and seed. The steps are such that all take about as long as Levenberg-Marquardt with the
-steps shipped.
+steps shipped, or longer.
 
 Usage: python benchmarks/optimisers.py [--seed 1] [--configs poisson burgers_nu001] [--out FOLDER]
 """
@@ -26,18 +26,18 @@ from kanpinn.plotting.convergence import PHASE_NAMES
 REPOSITORY = Path(__file__).parent.parent
 STEPS = {  # per level
     "poisson": {
-        "adam": [1000, 1000, 1000],
-        "lbfgs": [600, 600, 600],
-        "ssbfgs": [600, 600, 600],
-        "ssbroyden": [600, 600, 600],
-        "lm": [80, 80, 110],
+        "adam": [2000, 1500, 1000, 800],
+        "lbfgs": [1200, 900, 600, 400],
+        "ssbfgs": [800, 700, 500, 200],
+        "ssbroyden": [800, 700, 500, 200],
+        "lm": [200, 120, 80, 50],
     },
     "burgers_nu001": {
-        "adam": [1000, 800, 800],
-        "lbfgs": [700, 500, 500],
-        "ssbfgs": [700, 500, 500],
-        "ssbroyden": [700, 500, 500],
-        "lm": [80, 60, 60],
+        "adam": [1500, 1200, 900, 700, 500],
+        "lbfgs": [900, 700, 500, 400, 300],
+        "ssbfgs": [800, 600, 400, 200, 50],
+        "ssbroyden": [800, 600, 400, 200, 50],
+        "lm": [80, 60, 60, 40, 30],
     },
 }
 TITLES = {"poisson": "Poisson", "burgers_nu001": r"Burgers, $\nu = 0.01$"}

@@ -17,7 +17,16 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize(
-    ("config", "bound"), [("poisson", 1e-8), ("poisson_interface", 1e-5), ("burgers", 1e-4)]
+    ("config", "bound"),
+    [
+        ("poisson", 1e-9),
+        ("poisson_interface", 1e-6),
+        ("helmholtz", 1e-8),
+        ("burgers_nu001", 1e-6),
+        ("burgers", 1e-5),
+        ("allen_cahn", 1e-4),
+        ("regression_expsin", 1e-6),
+    ],
 )
 def test_relative_l2_error(tmp_path: Path, config: str, bound: float) -> None:
     result = kanpinn.solve(CONFIGS / f"{config}.yaml", ["figures=false"], out=tmp_path / "run")
@@ -26,7 +35,8 @@ def test_relative_l2_error(tmp_path: Path, config: str, bound: float) -> None:
     assert len(result.levels) >= 2
     for level in result.levels[1:]:  # the refinements cost nothing of what was reached
         before, after = level["loss_before_prolongation"], level["loss_after_prolongation"]
-        assert after == pytest.approx(before, rel=1e-6)
+        if before is not None:  # a time window begins anew
+            assert after == pytest.approx(before, rel=1e-6)
     # The file alone gives that error again, on points of the test's own.
     solution = kanpinn.load(tmp_path / "run", trust=True)
     problem = api.problem_of(solution)
@@ -37,8 +47,8 @@ def test_relative_l2_error(tmp_path: Path, config: str, bound: float) -> None:
 
 
 def test_error_of_the_regression(tmp_path: Path) -> None:
-    """The multilevel spline row of table 2 of arXiv 2603.04827."""
+    """Far below the multilevel spline row of table 2 of arXiv 2603.04827, 3.7e-5."""
     config = CONFIGS / "regression.yaml"
     result = kanpinn.solve(config, ["figures=false"], out=tmp_path / "run")
     assert result.status is Status.COMPLETED
-    assert result.metrics["test_mse"] <= 3.7e-5
+    assert result.metrics["test_mse"] <= 1e-8
