@@ -18,7 +18,7 @@ class Case:
         degree: of the splines; cubic ones have 3.
         points: in a batch, uniform in the square.
         dtype: ``float64`` or ``float32``.
-        chunk: points worked on at a time, where the contestant can do so.
+        chunk: points worked on at a time by contestants whose temporaries should stay in the cache.
     """
 
     task: str = "laplacian"

@@ -1,7 +1,7 @@
 """Error against time of every optimiser, on Poisson's and Burgers' equation.
 
 The shipped configs, with their phases replaced by one optimiser each: same networks, points,
-levels and seed. The steps are such that all take about as long as Levenberg-Marquardt with the
+levels and seed, one thread. The steps are such that all take about as long as Levenberg-Marquardt with the
 steps shipped, or longer.
 
 Usage: python benchmarks/optimisers.py [--seed 1] [--configs poisson burgers_nu001] [--out FOLDER]
@@ -54,7 +54,7 @@ def solve(config: str, optimiser: str, seed: int) -> tuple[dict[str, Any], Histo
         command = [sys.executable, "-m", "kanpinn", "solve", f"configs/{config}.yaml", "-q"]
         command += ["--json", "--seed", str(seed), "--out", str(out), "figures=false"]
         command += [f"training.phases=[{{optimiser: {optimiser}, steps: {steps}}}]"]
-        command += [f"training.log_every={every}"]
+        command += [f"training.log_every={every}", "--threads", "1"]
         done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, check=False)
         if not done.stdout:
             raise SystemExit(f"{config}, {optimiser}: {done.stderr}")

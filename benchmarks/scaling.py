@@ -50,6 +50,10 @@ def main() -> None:
         "hidden layers": ((1, 2, 4, 8), lambda n: replace(base, widths=(2, *(64,) * n, 1))),
         "order": ((4, 5, 6, 7, 8), lambda n: replace(base, degree=n - 1)),
     }
+    case = replace(base, task="forward", points=options.evaluate)
+    seconds = median_seconds(kanpinn_network.prepare(case), 1)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(f"{options.evaluate:,} values in {seconds:.1f} s; the process peaked at {peak:.0f} MB\n")
     print("| varied | milliseconds | exponent |\n|---|---|---|")
     for name, (sizes, case) in series.items():
         times = [
@@ -57,10 +61,6 @@ def main() -> None:
         ]
         shown = ", ".join(f"{n}: {1e3 * t:.3g}" for n, t in zip(sizes, times, strict=True))
         print(f"| {name} | {shown} | {exponent(sizes, times):.2f} |", flush=True)
-    case = replace(base, task="forward", points=options.evaluate, chunk=4096)
-    seconds = median_seconds(kanpinn_network.prepare(case), 1)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(f"\n{options.evaluate:,} values in {seconds:.1f} s; the process peaked at {peak:.0f} MB")
 
 
 if __name__ == "__main__":

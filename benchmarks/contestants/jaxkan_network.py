@@ -46,19 +46,6 @@ def prepare(case: Case) -> Callable[[], object]:
             rows.append(jax.jvp(first, (x,), (direction,))[1][:, axis])
         return sum(rows)
 
-    def pointwise(state: nnx.State, x: jax.Array) -> jax.Array:
-        def u(*point: jax.Array) -> jax.Array:
-            return values(state, jnp.stack(point)[None])[0, 0]
-
-        def row(*point: jax.Array) -> jax.Array:
-            return sum(jax.grad(jax.grad(u, a), a)(*point) for a in range(len(point)))
-
-        return jax.vmap(row)(*x.T)
-
-    import os
-
-    if os.environ.get("PW"):
-        laplacian = pointwise
     rows = laplacian if case.task == "laplacian" else values
     if case.task == "forward":
         step = jax.jit(values)

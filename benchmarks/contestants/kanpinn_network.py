@@ -12,8 +12,10 @@ from kanpinn.models import KAN, KnotLayerSettings
 from kanpinn.models.networks import build_knot_network
 from kanpinn.splines import Knots
 
+CHUNK = 4096  # the kernel holds no temporaries
 
-def prepare(case: Case) -> Callable[[], object]:
+
+def prepare(case: Case, chunk: int = CHUNK) -> Callable[[], object]:
     torch.set_num_threads(1)
     dtype = getattr(torch, case.dtype)
     knots = [
@@ -28,7 +30,7 @@ def prepare(case: Case) -> Callable[[], object]:
         spec = JetSpec.closure(case.widths[0], [], laplacian=range(case.widths[0]))
     else:
         spec = JetSpec.value_only(case.widths[0])
-    chunks = [Jet.coordinates(part, spec).data for part in x.split(case.chunk)]
+    chunks = [Jet.coordinates(part, spec).data for part in x.split(chunk)]
 
     def forward() -> object:
         with torch.no_grad():

@@ -13,4 +13,4 @@ from contestants import kanpinn_network
 
 
 def prepare(case: Case) -> Callable[[], object]:
-    return kanpinn_network.prepare(case)
+    return kanpinn_network.prepare(case, case.chunk)

@@ -27,9 +27,9 @@ template <typename T>
 constexpr int LANES = VECTOR_BYTES / int(sizeof(T));
 
 // One term of the chain rule: count * f^(m)(z) * the product of the factors' components, in pair
-// number `pair` of all (component, m).
+// number `pair` of all (component, m); `begins` says that it is the pair's first.
 struct Term {
-    int32_t pair, component, m, count, n_factors;
+    int32_t pair, begins, count, n_factors;
     int32_t factors[MOST_FACTORS];
 };
 
@@ -134,18 +134,25 @@ inline void tanh_derivatives(const T* s, int highest, T (*f)[TILE]) {
 // The polynomials g of a tile, pair by pair: sums of the terms.
 template <typename T>
 inline void chain(const Shape& shape, const T (*z)[TILE], T (*g)[TILE]) {
-    for (int pair = 0; pair < shape.n_pairs; ++pair)
-        for (int t = 0; t < TILE; ++t) g[pair][t] = 0;
     for (int number = 0; number < shape.n_terms; ++number) {
         const Term& term = shape.terms[number];
+        const T *first = z[term.factors[0]], count = T(term.count);
+        T* target = g[term.pair];
         T product[TILE];
-        const T* first = z[term.factors[0]];
-        for (int t = 0; t < TILE; ++t) product[t] = T(term.count) * first[t];
-        for (int f = 1; f < term.n_factors; ++f) {
-            const T* factor = z[term.factors[f]];
-            for (int t = 0; t < TILE; ++t) product[t] *= factor[t];
+        if (term.n_factors == 1) {
+            for (int t = 0; t < TILE; ++t) product[t] = count * first[t];
+        } else {
+            const T* second = z[term.factors[1]];
+            for (int t = 0; t < TILE; ++t) product[t] = count * first[t] * second[t];
+            for (int f = 2; f < term.n_factors; ++f) {
+                const T* factor = z[term.factors[f]];
+                for (int t = 0; t < TILE; ++t) product[t] *= factor[t];
+            }
         }
-        for (int t = 0; t < TILE; ++t) g[term.pair][t] += product[t];
+        if (term.begins)
+            for (int t = 0; t < TILE; ++t) target[t] = product[t];
+        else
+            for (int t = 0; t < TILE; ++t) target[t] += product[t];
     }
 }
 
@@ -155,24 +162,41 @@ template <typename T>
 inline void chain_adjoint(const Shape& shape, const T (*z)[TILE], const T (*g)[TILE],
                           const T (*slopes)[TILE], const T (*next)[TILE], const T* value,
                           T (*result)[TILE]) {
-    for (int k = 1; k < shape.components; ++k)
-        for (int t = 0; t < TILE; ++t) result[k][t] = 0;
+    std::memset(result[0], 0, sizeof(T) * TILE * shape.components);
     for (int t = 0; t < TILE; ++t) result[0][t] = value[t];
     for (int pair = 0; pair < shape.n_pairs; ++pair)
         for (int t = 0; t < TILE; ++t) result[0][t] += next[pair][t] * g[pair][t];
     for (int number = 0; number < shape.n_terms; ++number) {
         const Term& term = shape.terms[number];
+        const T *slope = slopes[term.pair], count = T(term.count);
+        if (term.n_factors == 1) {
+            T* target = result[term.factors[0]];
+            for (int t = 0; t < TILE; ++t) target[t] += count * slope[t];
+            continue;
+        }
         for (int f = 0; f < term.n_factors; ++f) {
-            T slope[TILE];
-            for (int t = 0; t < TILE; ++t) slope[t] = T(term.count) * slopes[term.pair][t];
+            T product[TILE];
+            for (int t = 0; t < TILE; ++t) product[t] = count * slope[t];
             for (int other = 0; other < term.n_factors; ++other) {
                 if (other == f) continue;
                 const T* factor = z[term.factors[other]];
-                for (int t = 0; t < TILE; ++t) slope[t] *= factor[t];
+                for (int t = 0; t < TILE; ++t) product[t] *= factor[t];
             }
             T* target = result[term.factors[f]];
-            for (int t = 0; t < TILE; ++t) target[t] += slope[t];
+            for (int t = 0; t < TILE; ++t) target[t] += product[t];
         }
+    }
+}
+
+// Calls visit(q, i) for all outputs q and features i, block by block: whoever transposes stays within
+// the cache.
+template <typename Visit>
+void in_blocks(const Shape& shape, Visit visit) {
+    constexpr int64_t BLOCK = 16;
+    for (int64_t start = 0; start < shape.features; start += BLOCK) {
+        const int64_t end = start + BLOCK < shape.features ? start + BLOCK : shape.features;
+        for (int64_t q = 0; q < shape.outputs; ++q)
+            for (int64_t i = start; i < end; ++i) visit(q, i);
     }
 }
 
@@ -180,9 +204,9 @@ inline void chain_adjoint(const Shape& shape, const T (*z)[TILE], const T (*g)[T
 template <typename T>
 std::vector<T> padded_weights(const Shape& shape, const T* weights, int64_t width) {
     std::vector<T> result(shape.features * width, T(0));
-    for (int64_t q = 0; q < shape.outputs; ++q)
-        for (int64_t i = 0; i < shape.features; ++i)
-            result[i * width + q] = weights[q * shape.features + i];
+    in_blocks(shape, [&](int64_t q, int64_t i) {
+        result[i * width + q] = weights[q * shape.features + i];
+    });
     return result;
 }
 
@@ -265,21 +289,17 @@ void write_channel_adjoint(const Shape& shape, const Arrays<T>& arrays, int64_t 
     }
 }
 
+// Number of the interval of a point among any knots.
 template <typename T>
-inline int64_t interval_of(const Shape& shape, const Knots<T>& knots, int64_t p, T x) {
+inline int64_t interval_of(const Knots<T>& knots, int64_t p, T x) {
     const T* left = knots.left + p * knots.stride;
-    const int64_t last = knots.last[p];
-    if (!shape.general) {
-        const T step = (x - left[0]) * (T(0.5) * knots.scale[p]);
-        return step > 0 ? (step < T(last) ? int64_t(step) : last) : 0;  // NaN: 0
-    }
-    int64_t low = 0, high = last;  // the count of interior knots not above x
+    int64_t low = 0, high = knots.last[p];  // the count of interior knots not above x
     while (low < high) {
         const int64_t middle = (low + high + 1) / 2;
         if (left[middle] <= x) low = middle;
         else high = middle - 1;
     }
-    return x == x ? low : last;
+    return x == x ? low : knots.last[p];
 }
 
 // ---- What depends on the order R: pieces, and the products with the weights.
@@ -290,7 +310,7 @@ struct Pieces {
     alignas(64) T values[MOST_ORDERS][R][TILE];  // b^(m) of the R functions
     alignas(64) T table[R][R][TILE];             // of unequal knots: powers, functions
     alignas(64) T v[TILE];                       // local coordinates
-    int64_t interval[TILE];
+    int32_t interval[TILE];
     std::vector<T> local, adjoint;  // feature jets and their adjoint (components, R, TILE)
 
     explicit Pieces(const Shape& shape)
@@ -308,12 +328,23 @@ inline int64_t place(const Shape& shape, int64_t stride, int64_t p, int64_t inte
 template <typename T, int R>
 void locate(const Shape& shape, const Knots<T>& knots, int64_t p, int count, const T* x,
             Pieces<T, R>& pieces) {
+    const T *left = knots.left + p * knots.stride, scale = knots.scale[p];
+    if (!shape.general) {
+        const T last = T(knots.last[p]), inverse = T(0.5) * scale, shift = knots.shift[p];
+        for (int t = 0; t < TILE; ++t) {
+            T step = (x[t] - left[0]) * inverse;
+            step = step > 0 ? step : 0;  // NaN: 0
+            pieces.interval[t] = int32_t(step < last ? step : last);
+        }
+        for (int t = 0; t < TILE; ++t)
+            pieces.v[t] = (x[t] - left[pieces.interval[t]]) * scale - shift;
+        return;
+    }
     for (int t = 0; t < count; ++t) {
-        const int64_t j = pieces.interval[t] = interval_of(shape, knots, p, x[t]);
-        const T shift = shape.general ? knots.shift[p * knots.stride + j] : knots.shift[p];
-        pieces.v[t] = (x[t] - knots.left[p * knots.stride + j]) * knots.scale[p] - shift;
-        if (!shape.general) continue;
-        const T* table = knots.tables + place(shape, knots.stride, p, j) * R * ROW<R>;
+        const int64_t j = interval_of(knots, p, x[t]), at = place(shape, knots.stride, p, j);
+        pieces.interval[t] = int32_t(j);
+        pieces.v[t] = (x[t] - left[j]) * scale - knots.shift[at];
+        const T* table = knots.tables + at * R * ROW<R>;
         for (int k = 0; k < R; ++k)
             for (int l = 0; l < R; ++l) pieces.table[k][l][t] = table[k * ROW<R> + l];
     }
@@ -364,12 +395,18 @@ template <typename T, int R>
 void make_features(const Shape& shape, const T (*g)[TILE], Pieces<T, R>& pieces) {
     T* local = pieces.local.data();
     std::memcpy(local, pieces.values[0], sizeof(T) * R * TILE);
-    std::memset(local + R * TILE, 0, sizeof(T) * (shape.components - 1) * R * TILE);
-    for (int pair = 0; pair < shape.n_pairs; ++pair) {
+    for (int pair = 0, before = 0; pair < shape.n_pairs; ++pair) {
+        const int component = shape.pair_component[pair];
         const T(*values)[TILE] = pieces.values[shape.pair_m[pair]];
-        T* target = local + shape.pair_component[pair] * R * TILE;
-        for (int l = 0; l < R; ++l)
-            for (int t = 0; t < TILE; ++t) target[l * TILE + t] += values[l][t] * g[pair][t];
+        T* target = local + component * R * TILE;
+        if (component != before) {  // a component's first pair
+            for (int l = 0; l < R; ++l)
+                for (int t = 0; t < TILE; ++t) target[l * TILE + t] = values[l][t] * g[pair][t];
+        } else {
+            for (int l = 0; l < R; ++l)
+                for (int t = 0; t < TILE; ++t) target[l * TILE + t] += values[l][t] * g[pair][t];
+        }
+        before = component;
     }
 }
 
@@ -491,9 +528,9 @@ struct ManyOutputs {
     }
 
     void finish(T* adjoint) {
-        for (int64_t q = 0; q < shape.outputs; ++q)
-            for (int64_t i = 0; i < shape.features; ++i)
-                adjoint[q * shape.features + i] = gathered[i * width + q];
+        in_blocks(shape, [&](int64_t q, int64_t i) {
+            adjoint[q * shape.features + i] = gathered[i * width + q];
+        });
     }
 };
 

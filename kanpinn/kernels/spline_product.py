@@ -27,7 +27,7 @@ KERNEL_SQUASHES = (None, "tanh")
 
 class _Term(ctypes.Structure):
     _fields_ = [
-        *((name, ctypes.c_int32) for name in ("pair", "component", "m", "count", "n_factors")),
+        *((name, ctypes.c_int32) for name in ("pair", "begins", "count", "n_factors")),
         ("factors", ctypes.c_int32 * MOST_FACTORS),
     ]
 
@@ -66,10 +66,12 @@ class _Packed:
         self.pair_component = (ctypes.c_int32 * len(pairs))(*(k for k, _ in pairs))
         self.pair_m = (ctypes.c_int32 * len(pairs))(*(m for _, m in pairs))
         self.terms = (_Term * len(rows))()
+        begun = set()
         for term, (k, count, m, factors) in zip(self.terms, rows, strict=True):
-            term.pair, term.component, term.m = pairs.index((k, m)), k, m
+            term.pair, term.begins = pairs.index((k, m)), (k, m) not in begun
             term.count, term.n_factors = count, len(factors)
             term.factors[: len(factors)] = factors
+            begun.add((k, m))
         self.n_pairs, self.n_terms = len(pairs), len(rows)
 
 

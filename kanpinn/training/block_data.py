@@ -16,6 +16,7 @@ from kanpinn.residuals import ResidualBlock, System, evaluate_rows, required_jet
 from kanpinn.training.accumulate import tree_sum
 
 CHUNK_BYTES = 2**21  # of the widest layer's non-zero features: these then stay in a core's cache
+POINTS_PER_FUNCTION = 8  # of a channel's basis, at least, in a chunk
 FEATURE_CACHE_BYTES = 2**28  # of the first layer's features, kept from step to step, per block
 
 
@@ -95,14 +96,18 @@ class BlockData:
 def chunk_rows(system: System, specs: Mapping[str, JetSpec], n_sites: int) -> int:
     """Rows per chunk: the widest layer's non-zero feature jets fill about ``CHUNK_BYTES``.
 
-    A power of two between 64 and 4096, a function of the model and the equation alone.
+    At least ``POINTS_PER_FUNCTION`` for every function of a channel, though: a chunk reads all
+    coefficients and makes a gradient of that size, which must not be most of its work. A power of
+    two between 64 and 4096, a function of the model and the equation alone.
     """
-    widest = 1
+    widest, most = 1, 1
     for name, spec in specs.items():
         for layer in system.parts[name].network.chain:
-            local = layer.in_width * (layer.order if isinstance(layer, KnotLayer) else 1)
+            splines = isinstance(layer, KnotLayer)
+            local = layer.in_width * (layer.order if splines else 1)
             widest = max(widest, spec.n_components * local * n_sites)
-    rows = CHUNK_BYTES // (8 * widest)
+            most = max(most, layer.n_features // layer.in_width)
+    rows = max(CHUNK_BYTES // (8 * widest), POINTS_PER_FUNCTION * most)
     return 1 << max(6, min(12, rows.bit_length() - 1))
 
 
