@@ -1,8 +1,8 @@
 """Error against time of every optimiser, on Poisson's and Burgers' equation.
 
 The shipped configs, with their phases replaced by one optimiser each: same networks, points,
-levels and seed, one thread. The steps are such that all take about as long as Levenberg-Marquardt with the
-steps shipped, or longer.
+levels and seed, one thread. The steps are such that all take about as long as Levenberg-Marquardt
+with the steps shipped, or longer.
 
 Usage: python benchmarks/optimisers.py [--seed 1] [--configs poisson burgers_nu001] [--out FOLDER]
 """

@@ -50,8 +50,8 @@ def main() -> None:
         "hidden layers": ((1, 2, 4, 8), lambda n: replace(base, widths=(2, *(64,) * n, 1))),
         "order": ((4, 5, 6, 7, 8), lambda n: replace(base, degree=n - 1)),
     }
-    case = replace(base, task="forward", points=options.evaluate)
-    seconds = median_seconds(kanpinn_network.prepare(case), 1)
+    many = replace(base, task="forward", points=options.evaluate)
+    seconds = median_seconds(kanpinn_network.prepare(many), 1)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f"{options.evaluate:,} values in {seconds:.1f} s; the process peaked at {peak:.0f} MB\n")
     print("| varied | milliseconds | exponent |\n|---|---|---|")
