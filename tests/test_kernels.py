@@ -6,6 +6,7 @@ import itertools
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 
 from kanpinn.jets import JetSpec
 from kanpinn.kernels import kernels
+from kanpinn.kernels.library import cache_folder
 from kanpinn.models import KnotLayerSettings
 from kanpinn.models.knot_layers import SplineLayer
 from kanpinn.models.layer import Layer
@@ -180,6 +182,19 @@ def test_a_compiler_that_fails_is_no_error(tmp_path: Path) -> None:
         "PyTorch kernels (broken failed)",
     ]
     assert not list((tmp_path / "kanpinn").glob("*"))
+
+
+def test_a_cache_that_cannot_be_written_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    folder = cache_folder()
+    assert folder.parent == tmp_path and folder.stat().st_mode & 0o077 == 0
+    folder.chmod(0o777)
+    with pytest.raises(OSError, match="can be written by others"):
+        cache_folder()
 
 
 @needs_compiler

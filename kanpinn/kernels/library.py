@@ -7,6 +7,7 @@ compiles in seconds and fits every build of PyTorch.
 from __future__ import annotations
 
 import ctypes
+import getpass
 import hashlib
 import logging
 import os
@@ -17,7 +18,6 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from importlib.resources import as_file, files
 from pathlib import Path
 from threading import Lock
@@ -124,20 +124,25 @@ def _build(compiler: str, source: Path, target: Path) -> None:
 
 
 def cache_folder() -> Path:
-    """Where compiled kernels are kept: the user's cache, or a temporary folder without one."""
+    """Where compiled kernels are kept: the user's cache, or a folder of the user's among temporaries.
+
+    Raises:
+        OSError: if neither can be written, or the second could be by others.
+    """
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     folder = Path(base).expanduser() / "kanpinn"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return _private_temporary()
-    return folder if os.access(folder, os.W_OK) else _private_temporary()
-
-
-@lru_cache
-def _private_temporary() -> Path:
-    """A folder of this process alone: others could plant a library in a shared one."""
-    return Path(tempfile.mkdtemp(prefix="kanpinn-"))
+        if os.access(folder, os.W_OK):
+            return folder
+    except (OSError, RuntimeError):  # a home that cannot be written, or none
+        pass
+    own = Path(tempfile.gettempdir()) / f"kanpinn-{getpass.getuser()}"
+    own.mkdir(mode=0o700, exist_ok=True)
+    found = own.stat()
+    if hasattr(os, "getuid") and (found.st_uid != os.getuid() or found.st_mode & 0o022):
+        raise OSError(f"{own} can be written by others")  # who could plant a library there
+    return own
 
 
 def _processor() -> bytes:
