@@ -124,7 +124,7 @@ def _build(compiler: str, source: Path, target: Path) -> None:
 
 
 def cache_folder() -> Path:
-    """Where compiled kernels are kept: the user's cache, or a folder of the user's among temporaries.
+    """Where compiled kernels are kept: the user's cache, or the user's folder among temporaries.
 
     Raises:
         OSError: if neither can be written, or the second could be by others.

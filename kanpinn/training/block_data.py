@@ -103,8 +103,7 @@ def chunk_rows(system: System, specs: Mapping[str, JetSpec], n_sites: int) -> in
     widest, most = 1, 1
     for name, spec in specs.items():
         for layer in system.parts[name].network.chain:
-            splines = isinstance(layer, KnotLayer)
-            local = layer.in_width * (layer.order if splines else 1)
+            local = layer.in_width * (layer.order if isinstance(layer, KnotLayer) else 1)
             widest = max(widest, spec.n_components * local * n_sites)
             most = max(most, layer.n_features // layer.in_width)
     rows = max(CHUNK_BYTES // (8 * widest), POINTS_PER_FUNCTION * most)
