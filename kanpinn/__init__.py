@@ -39,7 +39,7 @@ except PackageNotFoundError:  # a source tree that was never installed
     __version__ = "0.0.0"
 
 _HOMES = {
-    "kanpinn.api": ("SolveResult", "load", "solve"),
+    "kanpinn.api": ("SolveResult", "Study", "load", "load_study", "run_study", "solve"),
     "kanpinn.conditions": (
         "Dirichlet",
         "FluxJump",
@@ -95,9 +95,12 @@ __all__ = [
     "Solution",
     "SolveResult",
     "Step",
+    "Study",
     "__version__",
     "load",
+    "load_study",
     "read_table",
+    "run_study",
     "solve",
     "split",
     "stream",

@@ -5,16 +5,22 @@ from kanpinn.api.preparation import Prepared, prepare
 from kanpinn.api.recall import load, problem_of
 from kanpinn.api.result import SolveResult
 from kanpinn.api.session import solve
+from kanpinn.api.studies import CaseResult, Study, load_study, run_study, write_report
 
 __all__ = [
+    "CaseResult",
     "LevelPlan",
     "PhasePlan",
     "Prepared",
     "SolveResult",
+    "Study",
     "load",
+    "load_study",
     "phase_plans",
     "plan",
     "prepare",
     "problem_of",
+    "run_study",
     "solve",
+    "write_report",
 ]

@@ -20,9 +20,11 @@ from kanpinn.errors import EXIT_FAILURE, EXIT_INTERRUPTED, KanpinnError
 COMMANDS = {
     "solve": "kanpinn.cli.solve:solve",
     "validate": "kanpinn.cli.solve:validate",
+    "study": "kanpinn.cli.study:study",
     "evaluate": "kanpinn.cli.evaluate:evaluate",
     "plot": "kanpinn.cli.evaluate:plot",
     "inspect": "kanpinn.cli.show:inspect",
+    "report": "kanpinn.cli.study:report",
     "list": "kanpinn.cli.show:list_names",
 }
 

@@ -1,0 +1,210 @@
+"""Studies: designs, runs in processes of their own, reports."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import kanpinn
+from kanpinn import api
+from kanpinn.cli import main
+from kanpinn.errors import ConfigError, RunFolderError
+from kanpinn.study import Case, level_rows, medians, observed_order, parse_design
+
+BASE = """
+problem: {name: poisson, dimension: 1}
+model: {width: 2, order: 4, intervals: 2}
+sampling: {interior: 32, held_out: 32}
+training: {levels: 2, phases: [{optimiser: lm, steps: 2}]}
+figures: false
+"""
+STUDY = "base: base.yaml\naxes: {model.order: [4, 5], seed: [1, 2]}\n"
+
+
+def written(folder: Path, study: str = STUDY, base: str = BASE) -> Path:
+    """The study's file, beside its base config."""
+    (folder / "base.yaml").write_text(base)
+    (folder / "orders.yaml").write_text(study)
+    return folder / "orders.yaml"
+
+
+def summary(**changed: Any) -> dict[str, Any]:
+    """A run's summary with two levels whose errors fall with order 3."""
+    level: dict[str, Any] = {
+        "n_params": 9,
+        "n_points": 30,
+        "steps": 5,
+        "evaluations": 12,
+        "wall_s": 2.0,
+    }
+    level |= {"loss_before_prolongation": None, "loss_after_prolongation": None, "loss": 1e-3}
+    level |= {"heldout_residual": 0.1, "stop_reason": "steps"}
+    levels = [
+        {**level, "level": 0, "n_intervals": [2, 4], "rel_l2": 8e-2},
+        {**level, "level": 1, "n_intervals": [4, 8], "rel_l2": 1e-2},
+    ]
+    return {"status": "completed", "levels": levels, **changed}
+
+
+def test_cases_are_all_combinations() -> None:
+    axes = {"model.order": [4, 5], "schedule": {"fine": {"training.levels": 1}, "coarse": {}}}
+    design = parse_design({"base": "a.yaml", "axes": axes}, "s.yaml", "s")
+    assert [case.title for case in design.cases()] == [
+        "model.order=4, schedule=fine",
+        "model.order=4, schedule=coarse",
+        "model.order=5, schedule=fine",
+        "model.order=5, schedule=coarse",
+    ]
+    assert design.cases()[2].changes == {"model.order": 5, "training.levels": 1}
+    assert design.cases()[2].overrides == ["model.order=5", "training.levels=1"]
+    folders = {case.folder for case in design.cases()}
+    assert len(folders) == 4 and all("/" not in name and " " not in name for name in folders)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"axes": {"seed": [1]}}, "s.yaml: base: found None; a path of a config is needed"),
+        ({"base": "a.yaml"}, "s.yaml: axes: found None; a mapping of at least one is needed"),
+        ({"base": "a.yaml", "axes": {"seed": []}}, "s.yaml: axes.seed: found []; allowed: a list"),
+        ({"base": "a.yaml", "axes": {"seed": 3}}, "s.yaml: axes.seed: found 3; allowed: a list"),
+        ({"base": "a.yaml", "axes": {"seed": [1, 1]}}, "axes.seed: a value is repeated"),
+        ({"base": "a.yaml", "axes": {"x": {"a": 1}}}, "axes.x.a: found 1; KEY: VALUE is needed"),
+        ({"base": "a.yaml", "axis": {}}, "s.yaml: axis: unknown key; allowed: base, axes, name"),
+        ({"base": "a.yaml", "axes": {"seed": [1]}, "name": "a/b"}, "name: found 'a/b'"),
+        (
+            {"base": "a.yaml", "axes": {"model.order": [4], "m": {"a": {"model": {}}}}},
+            "axes model.order and m contradict: both change model.order",
+        ),
+        (
+            {"base": "a.yaml", "axes": {a: list(range(101)) for a in ("x", "y")}},
+            "10201 cases; at most 10000",
+        ),
+    ],
+)
+def test_designs_that_cannot_be_used(data: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        parse_design(data, "s.yaml", "s")
+    assert message in str(raised.value)
+
+
+def test_observed_orders() -> None:
+    assert observed_order((8e-2, 1e-2), (0.5, 0.25)) == pytest.approx(3)
+    assert observed_order((8e-2, None), (0.5, 0.25)) is None
+    assert observed_order((8e-2, 1e-2), (0.5, 0.5)) is None
+    coarse, fine = level_rows(Case({"seed": "1"}, {"seed": 1}), summary())
+    assert coarse.order is None and fine.order == pytest.approx(3)
+    assert coarse.h == pytest.approx(1 / math.sqrt(8))
+    assert (fine.seconds, fine.evaluations) == (4.0, 24)
+
+
+def test_medians_over_seeds_leave_out_what_diverged() -> None:
+    rows = []
+    for seed, factor in enumerate((1.0, 2.0, 4.0, 100.0)):
+        found = summary(status="diverged" if factor == 100 else "completed")
+        for level in found["levels"]:
+            level["rel_l2"] *= factor
+        rows += level_rows(Case({"order": "4", "seed": str(seed)}, {}), found)
+    coarse, fine = medians(rows)
+    assert (fine["order"], fine["runs"], fine["left_out"]) == (pytest.approx(3), 3, 1)
+    assert fine["rel_l2"] == pytest.approx(2e-2)
+    assert (fine["rel_l2_q1"], fine["rel_l2_q3"]) == (pytest.approx(1.5e-2), pytest.approx(3e-2))
+    assert coarse["level"] == 0 and "seed" not in coarse
+
+
+def test_a_study_runs_what_is_missing_and_reports(tmp_path: Path) -> None:
+    told: list[str] = []
+    config = written(tmp_path)
+    study = kanpinn.run_study(config, tmp_path / "out", jobs=2, tell=told.append)
+    assert not study.missing and len(told) == 4
+    assert study.cases[0].case.title == "model.order=4, seed=1"
+    assert {(row["level"], row["runs"]) for row in study.medians()} == {(0, 2), (1, 2)}
+    report = study.folder / "report"
+    with (report / "levels.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == 8
+    for row, line in zip(study.rows(), lines, strict=True):
+        assert float(line["rel_l2"]) == row.rel_l2 and line["model.order"] in ("4", "5")
+    assert (report / "medians.tex").read_text().count(r"\\") == 5
+    page = (report / "report.html").read_text()
+    assert page.count("data:image/png") == 2 and "src='http" not in page
+    # A run of the study is that of solve with the same changes.
+    alone = kanpinn.solve(
+        tmp_path / "base.yaml", ["model.order=4", "seed=1"], tmp_path / "alone"
+    ).rel_l2
+    assert study.cases[0].summary is not None and study.cases[0].summary["rel_l2"] == alone
+    assert study.cases[0].solution(np.zeros((1, 1))).shape == (1, 1)
+    # Again: nothing runs; with one case lost, that one; with a seed more, those.
+    for path in sorted(study.cases[0].folder.iterdir(), reverse=True):
+        path.unlink()
+    told.clear()
+    written(tmp_path, STUDY.replace("[1, 2]", "[1, 2, 3]"))
+    grown = kanpinn.run_study(config, tmp_path / "out", tell=told.append)
+    assert told[0] == "3 of 6 cases have a result already" and len(told) == 4
+    assert not grown.missing and len(kanpinn.load_study(tmp_path / "out").cases) == 6
+    # The folder belongs to its base config.
+    written(tmp_path, base=BASE.replace("interior: 32", "interior: 33"))
+    with pytest.raises(RunFolderError, match=r"another base config, which differs in sampling"):
+        kanpinn.run_study(config, tmp_path / "out")
+
+
+def test_a_case_that_fails_does_not_end_the_others(tmp_path: Path) -> None:
+    failing = "import kanpinn\nfrom kanpinn_problems.poisson import Poisson\n\n"
+    failing += "class Failing(Poisson):\n    def residual(self, p):\n"
+    failing += "        if p.u.requires_grad:\n            raise RuntimeError('no way')\n"
+    failing += "        return super().residual(p)\n"
+    (tmp_path / "own.py").write_text(failing)
+    axes = "{problem.name: ['own.py:Failing', poisson]}"
+    study = kanpinn.run_study(written(tmp_path, f"base: base.yaml\naxes: {axes}\n"), tmp_path / "o")
+    (missing,) = study.missing
+    assert missing.error is not None and len(study.rows()) == 2
+    assert "no result" not in missing.error
+
+
+def refused(arguments: list[str]) -> str:
+    """The message of a usage error."""
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 2, result.output
+    return result.stderr
+
+
+@pytest.mark.parametrize(
+    ("study", "message"),
+    [
+        ("base: base.yaml\naxes: {model.ordr: [4]}\n", "case model.ordr=4"),
+        ("base: base.yaml\naxes: {model.order: [1]}\n", "case model.order=1"),
+        ("base: none.yaml\naxes: {seed: [1]}\n", "none.yaml"),
+    ],
+)
+def test_cases_are_checked_before_any_runs(tmp_path: Path, study: str, message: str) -> None:
+    out = tmp_path / "out"
+    assert message in refused(["study", str(written(tmp_path, study)), "--out", str(out)])
+    assert not out.exists()
+
+
+def test_folders_that_are_none_of_a_study(tmp_path: Path) -> None:
+    config = written(tmp_path)
+    assert "holds no study" in refused(["study", str(config), "--out", str(tmp_path)])
+    assert "holds no study.yaml" in refused(["report", str(tmp_path)])
+    assert "jobs: found 0" in refused(["study", str(config), "--jobs", "0"])
+
+
+def test_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    written(tmp_path, STUDY.replace("[1, 2]", "[1]"))
+    run: Callable[[list[str]], Any] = lambda arguments: CliRunner().invoke(main, arguments)  # noqa: E731
+    result = run(["study", "orders.yaml"])
+    assert result.exit_code == 0, result.output
+    assert "model.order" in result.stdout and "[2/2]" in result.stderr
+    assert "report: runs/studies/orders/report/report.html" in result.stdout
+    found = json.loads(run(["report", "runs/studies/orders", "--json"]).stdout)
+    assert found["missing"] == 0 and len(found["medians"]) == 4
+    assert isinstance(api.load_study("runs/studies/orders"), kanpinn.Study)
