@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
+import torch
 from case import Case
 from contestants import kanpinn_network
 
@@ -36,12 +37,28 @@ def exponent(sizes: Sequence[float], seconds: Sequence[float]) -> float:
     return float(np.polyfit(np.log(sizes[-3:]), np.log(seconds[-3:]), 1)[0])
 
 
+def evaluate(case: Case, points: int) -> None:
+    """Time the values at many points, chunk by chunk; say how much memory the process took."""
+    network = kanpinn_network.build(case)
+    x = torch.rand(points, case.widths[0], dtype=next(network.parameters()).dtype)
+    values = torch.empty(points, case.widths[-1], dtype=x.dtype)
+    start = time.perf_counter()
+    with torch.no_grad():
+        pairs = zip(*(t.split(kanpinn_network.CHUNK) for t in (x, values)), strict=True)
+        for part, out in pairs:
+            out.copy_(network(part))
+    seconds = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(f"{points:,} values in {seconds:.1f} s; the process peaked at {peak:.0f} MB\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dtype", default="float64")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--evaluate", type=int, default=10_000_000, help="points evaluated")
     options = parser.parse_args()
+    torch.set_num_threads(1)
     base = Case(dtype=options.dtype)
     series: dict[str, tuple[Sequence[int], Callable[[int], Case]]] = {
         "points": ((1024, 4096, 16384, 65536), lambda n: replace(base, points=n)),
@@ -50,10 +67,7 @@ def main() -> None:
         "hidden layers": ((1, 2, 4, 8), lambda n: replace(base, widths=(2, *(64,) * n, 1))),
         "order": ((4, 5, 6, 7, 8), lambda n: replace(base, degree=n - 1)),
     }
-    many = replace(base, task="forward", points=options.evaluate)
-    seconds = median_seconds(kanpinn_network.prepare(many), 1)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(f"{options.evaluate:,} values in {seconds:.1f} s; the process peaked at {peak:.0f} MB\n")
+    evaluate(base, options.evaluate)
     print("| varied | milliseconds | exponent |\n|---|---|---|")
     for name, (sizes, case) in series.items():
         times = [

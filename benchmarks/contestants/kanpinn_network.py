@@ -8,22 +8,28 @@ import torch
 from case import Case
 
 from kanpinn.jets import Jet, JetSpec
-from kanpinn.models import KAN, KnotLayerSettings
+from kanpinn.models import KAN, KnotLayerSettings, KnotNetwork
 from kanpinn.models.networks import build_knot_network
 from kanpinn.splines import Knots
 
 CHUNK = 4096  # the kernel holds no temporaries
 
 
-def prepare(case: Case, chunk: int = CHUNK) -> Callable[[], object]:
-    torch.set_num_threads(1)
-    dtype = getattr(torch, case.dtype)
+def build(case: Case) -> KnotNetwork:
+    """The network of a case."""
     knots = [
         Knots.uniform_grid(case.degree + 1, case.intervals, width) for width in case.widths[:-1]
     ]
     generator = torch.Generator().manual_seed(1)
     settings = KnotLayerSettings(squash="tanh")
-    network = build_knot_network(KAN, knots, case.widths[-1], settings, generator).to(dtype)
+    network = build_knot_network(KAN, knots, case.widths[-1], settings, generator)
+    return network.to(getattr(torch, case.dtype))
+
+
+def prepare(case: Case, chunk: int = CHUNK) -> Callable[[], object]:
+    torch.set_num_threads(1)
+    dtype, network = getattr(torch, case.dtype), build(case)
+    generator = torch.Generator().manual_seed(1)
     x = torch.rand(case.points, case.widths[0], dtype=dtype, generator=generator) * 2 - 1
     parameters = tuple(network.parameters())
     if case.task == "laplacian":
