@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from kanpinn.jets import JetSpec
-from kanpinn.kernels import kernels
+from kanpinn.kernels import kernels, kernels_unused
 from kanpinn.kernels.library import cache_folder
 from kanpinn.models import KnotLayerSettings
 from kanpinn.models.knot_layers import SplineLayer
@@ -126,6 +126,54 @@ def test_gradients_can_be_differentiated_again(free: bool, name: str) -> None:
         strict=True,
     ):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9 * b.abs().max().item())
+
+
+@needs_compiler
+def test_no_points() -> None:
+    spec = SPECS["laplacian"]
+    made = layer(4, "uniform", KnotLayerSettings(squash="tanh"), torch.float64)
+    z = jets(spec, torch.float64, 0)
+    y = made.forward(z, spec)
+    found = torch.autograd.grad(y.sum(), (z, made.coefficients))
+    assert y.shape == (4, 0, 5) and found[0].shape == z.shape
+    assert torch.equal(found[1], torch.zeros_like(made.coefficients))
+
+
+@needs_compiler
+def test_jets_in_another_order_in_memory() -> None:
+    spec = SPECS["laplacian"]
+    made = layer(4, "arbitrary", KnotLayerSettings(squash="tanh"), torch.float64)
+    plain = jets(spec, torch.float64)
+    z = plain.detach().permute(1, 2, 0).contiguous().permute(2, 0, 1).requires_grad_()
+    for order in (False, True):
+        found = [
+            torch.autograd.grad(made.forward(x, spec).square().sum(), x, create_graph=order)[0]
+            for x in (plain, z)
+        ]
+        torch.testing.assert_close(found[0], found[1], rtol=1e-12, atol=0)
+        if order:
+            pairs = zip(found, (plain, z), strict=True)
+            found = [torch.autograd.grad(g.square().sum(), x)[0] for g, x in pairs]
+            torch.testing.assert_close(found[0], found[1], rtol=1e-12, atol=0)
+
+
+@needs_compiler
+def test_jets_of_another_kind_are_refused() -> None:
+    made = layer(4, "uniform", KnotLayerSettings(), torch.float64)
+    with pytest.raises(ValueError, match="jets of 4 components"):
+        made.forward(torch.zeros(1, 9, 2, dtype=torch.float64), SPECS["laplacian"])
+
+
+@needs_compiler
+def test_going_without_the_kernels_for_a_while() -> None:
+    spec = SPECS["values"]
+    made = layer(4, "uniform", KnotLayerSettings(), torch.float64)
+    z = jets(spec, torch.float64)
+    y = made.forward(z, spec)
+    with kernels_unused():
+        assert kernels().library is None and made.needs_features(z)
+        y.sum().backward()  # by what made it
+    assert z.grad is not None and kernels().library is not None
 
 
 @needs_compiler

@@ -78,6 +78,9 @@ def test_cases_are_all_combinations() -> None:
         ({"base": "a.yaml", "axes": {"seed": 3}}, "s.yaml: axes.seed: found 3; allowed: a list"),
         ({"base": "a.yaml", "axes": {"seed": [1, 1]}}, "axes.seed: a value is repeated"),
         ({"base": "a.yaml", "axes": {"x": {"a": 1}}}, "axes.x.a: found 1; KEY: VALUE is needed"),
+        ({"base": "a.yaml", "axes": {"order": {"a": {}}}}, "axes.order: is a column of the report"),
+        ({"base": "a.yaml", "axes": {"x": [math.inf]}}, "axes.x: found a value that is not finite"),
+        ({"base": "a.yaml", "axes": {"seed": [1]}, "name": ".."}, "name: found '..'"),
         ({"base": "a.yaml", "axis": {}}, "s.yaml: axis: unknown key; allowed: base, axes, name"),
         ({"base": "a.yaml", "axes": {"seed": [1]}, "name": "a/b"}, "name: found 'a/b'"),
         (
@@ -112,12 +115,24 @@ def test_medians_over_seeds_leave_out_what_diverged() -> None:
         found = summary(status="diverged" if factor == 100 else "completed")
         for level in found["levels"]:
             level["rel_l2"] *= factor
-        rows += level_rows(Case({"order": "4", "seed": str(seed)}, {}), found)
+        rows += level_rows(Case({"width": "4", "seed": str(seed)}, {}), found)
     coarse, fine = medians(rows)
     assert (fine["order"], fine["runs"], fine["left_out"]) == (pytest.approx(3), 3, 1)
     assert fine["rel_l2"] == pytest.approx(2e-2)
     assert (fine["rel_l2_q1"], fine["rel_l2_q3"]) == (pytest.approx(1.5e-2), pytest.approx(3e-2))
     assert coarse["level"] == 0 and "seed" not in coarse
+
+
+def test_time_windows_are_no_seeds() -> None:
+    found = summary()
+    found["levels"] = [{**level, "window": w} for w in (0, 1) for level in found["levels"]]
+    rows = medians(level_rows(Case({"seed": "1"}, {"seed": 1}), found))
+    assert [(row["window"], row["level"], row["runs"]) for row in rows] == [
+        (0, 0, 1),
+        (0, 1, 1),
+        (1, 0, 1),
+        (1, 1, 1),
+    ]
 
 
 def test_a_study_runs_what_is_missing_and_reports(tmp_path: Path) -> None:
@@ -157,16 +172,15 @@ def test_a_study_runs_what_is_missing_and_reports(tmp_path: Path) -> None:
 
 
 def test_a_case_that_fails_does_not_end_the_others(tmp_path: Path) -> None:
-    failing = "import kanpinn\nfrom kanpinn_problems.poisson import Poisson\n\n"
+    failing = "from kanpinn_problems.poisson import Poisson\n\n"
     failing += "class Failing(Poisson):\n    def residual(self, p):\n"
-    failing += "        if p.u.requires_grad:\n            raise RuntimeError('no way')\n"
-    failing += "        return super().residual(p)\n"
+    failing += "        raise RuntimeError('no way')\n"
     (tmp_path / "own.py").write_text(failing)
     axes = "{problem.name: ['own.py:Failing', poisson]}"
     study = kanpinn.run_study(written(tmp_path, f"base: base.yaml\naxes: {axes}\n"), tmp_path / "o")
     (missing,) = study.missing
     assert missing.error is not None and len(study.rows()) == 2
-    assert "no result" not in missing.error
+    assert "no way" in missing.error
 
 
 def refused(arguments: list[str]) -> str:

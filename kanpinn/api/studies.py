@@ -99,7 +99,7 @@ def run_study(
         tell: hears of every case that ends.
 
     Raises:
-        ConfigError: if the design or one of its cases cannot be used; nothing has run then.
+        ConfigError: if the design or the config of a case cannot be used; nothing has run then.
         RunFolderError: if the folder is that of another study, or cannot be written.
         KeyboardInterrupt: for Ctrl-C, once the cases under way have saved what they had.
     """
@@ -115,7 +115,8 @@ def run_study(
     todo = [case for case in cases if not _finished(_run_folder(folder, case))]
     if len(todo) < len(cases):
         say(f"{len(cases) - len(todo)} of {len(cases)} cases have a result already")
-    errors = _run_all(todo, base, folder, jobs, say)
+    threads = None if load_config(base).threads else max(1, _processors() // jobs)
+    errors = _run_all(todo, base, folder, jobs, threads, say)
     study = _read(folder, design, errors)
     write_report(study)
     return study
@@ -137,15 +138,26 @@ def load_study(folder: str | Path) -> Study:
 
 
 def write_report(study: Study) -> Path:
-    """Write ``report/``: tables as CSV, Markdown and LaTeX, and a page with the figures."""
+    """Write ``report/``: tables as CSV, Markdown and LaTeX, and a page with the figures.
+
+    Raises:
+        RunFolderError: if it cannot be written.
+    """
     report = study.folder / REPORT
+    try:
+        _write_report(study, report)
+    except OSError as error:
+        raise RunFolderError(f"{report}: cannot be written ({error.strerror})") from error
+    return report
+
+
+def _write_report(study: Study, report: Path) -> None:
     report.mkdir(exist_ok=True)
     write_tables(report, [row.flat() for row in study.rows()], study.medians())
     from kanpinn.plotting.study import write_page
 
     failures = [(found.case.title, found.error or "no result") for found in study.missing]
     write_page(report / "report.html", study.design.name, study.rows(), study.medians(), failures)
-    return report
 
 
 def _check_cases(base: Path, cases: Sequence[Case], source: str) -> None:
@@ -192,10 +204,9 @@ def _finished(run: RunFolder) -> bool:
 
 
 def _run_all(
-    cases: Sequence[Case], base: Path, folder: Path, jobs: int, say: Tell
+    cases: Sequence[Case], base: Path, folder: Path, jobs: int, threads: int | None, say: Tell
 ) -> dict[str, str]:
     """Run cases; by folder, what those said that failed."""
-    threads = max(1, (os.cpu_count() or 1) // jobs)
     errors: dict[str, str] = {}
     with ThreadPoolExecutor(jobs) as pool:
         running = {
@@ -215,9 +226,17 @@ def _run_all(
     return errors
 
 
-def _run_case(case: Case, base: Path, run: RunFolder, threads: int) -> str | None:
+def _processors() -> int:
+    """How many this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _run_case(case: Case, base: Path, run: RunFolder, threads: int | None) -> str | None:
     """``kanpinn solve`` in a process; what it said if it failed."""
-    command = [sys.executable, "-m", "kanpinn", "solve", str(base), f"threads={threads}"]
+    command = [sys.executable, "-m", "kanpinn", "solve", str(base)]
+    command += [] if threads is None else [f"threads={threads}"]
     command += [*case.overrides, "--out", str(run.path), "-q", "--json"]
     if run.holds_run:
         command.append("--resume")

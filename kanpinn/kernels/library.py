@@ -17,6 +17,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -45,6 +46,7 @@ class Kernels:
 
 
 _LOCK = Lock()
+_UNUSED = ContextVar("kernels_unused", default=False)
 _FOUND: list[Kernels] = []  # of this process, once asked for
 
 
@@ -56,6 +58,8 @@ def kernels(tell: Callable[[str], None] = LOG.info) -> Kernels:
     Args:
         tell: hears of what takes time, and of what went wrong.
     """
+    if _UNUSED.get():
+        return Kernels(None, "PyTorch kernels")
     if not _FOUND:
         with _LOCK:
             if not _FOUND:
@@ -65,13 +69,12 @@ def kernels(tell: Callable[[str], None] = LOG.info) -> Kernels:
 
 @contextmanager
 def kernels_unused() -> Iterator[None]:
-    """Do without the kernels for a while, where compiling them would take longer than they save."""
-    kept = list(_FOUND)
-    _FOUND[:] = [Kernels(None, "PyTorch kernels")]
+    """Do without the kernels in this thread for a while, where compiling would take too long."""
+    token = _UNUSED.set(True)
     try:
         yield
     finally:
-        _FOUND[:] = kept
+        _UNUSED.reset(token)
 
 
 def _find(tell: Callable[[str], None]) -> Kernels:

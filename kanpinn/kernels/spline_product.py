@@ -133,12 +133,17 @@ class SplineProduct(torch.autograd.Function):
         reference: Callable[[Tensor, Tensor], Tensor],
     ) -> Tensor:
         """Evaluate. ``left``, ``shift`` and ``tables`` only carry the gradient of the pieces."""
-        z, weights = z.contiguous(), weights.contiguous()
-        squashed = torch.tanh(z[0]) if squash else None
-        y = z.new_empty(len(z), z.shape[1], len(weights))
-        _run(packed, spec, z, squashed, weights, y=y)
+        library = kernels().library
+        if library is None or len(z) != spec.n_components or z.dtype != weights.dtype:
+            raise ValueError(
+                f"the compiled kernel takes jets of {spec.n_components} components in the type of "
+                f"the weights, {weights.dtype}; found {tuple(z.shape)}, {z.dtype}"
+            )
+        squashed = torch.tanh(z[0]).contiguous() if squash else None
+        y = z.new_zeros(len(z), z.shape[1], len(weights))
+        _run(library, packed, spec, z, squashed, weights, y=y)
         ctx.save_for_backward(z, weights, left, shift, tables, squashed)
-        ctx.packed, ctx.spec, ctx.reference = packed, spec, reference
+        ctx.library, ctx.packed, ctx.spec, ctx.reference = library, packed, spec, reference
         return y
 
     @staticmethod
@@ -155,12 +160,12 @@ class SplineProduct(torch.autograd.Function):
             return *(next(found) if need else None for need in needed), *rest
         packed: PackedPieces = ctx.packed
         own = {
-            "z_adjoint": torch.empty_like(z) if needed[0] else None,
-            "weights_adjoint": torch.empty_like(weights) if needed[1] else None,
+            "z_adjoint": z.new_zeros(z.shape) if needed[0] else None,
+            "weights_adjoint": weights.new_zeros(weights.shape) if needed[1] else None,
             "shift_adjoint": torch.zeros_like(packed.shift) if any(needed[2:]) else None,
             "tables_adjoint": torch.zeros_like(packed.tables) if any(needed[2:]) else None,
         }
-        _run(packed, ctx.spec, z, squashed, weights, y_adjoint=adjoint.contiguous(), **own)
+        _run(ctx.library, packed, ctx.spec, z, squashed, weights, y_adjoint=adjoint, **own)
         knots: tuple[Tensor | None, ...] = (None, None, None)
         if own["tables_adjoint"] is not None:
             of_tables = own["tables_adjoint"][..., : packed.order].permute(2, 3, 0, 1)
@@ -169,6 +174,7 @@ class SplineProduct(torch.autograd.Function):
 
 
 def _run(
+    library: ctypes.CDLL,
     packed: PackedPieces,
     spec: JetSpec,
     z: Tensor,
@@ -176,10 +182,11 @@ def _run(
     weights: Tensor,
     **outputs: Tensor | None,
 ) -> None:
-    """Call the kernel: forward for ``y``, backward for ``y_adjoint``."""
-    library, chain = kernels().library, _packed(spec)
-    assert library is not None
+    """Call the kernel: forward for ``y``, backward for ``y_adjoint``; outputs hold zeros."""
+    chain = _packed(spec)
     n_components, n_points, channels = z.shape
+    if not n_points:
+        return
     shape = _Shape(
         n_points,
         channels,
@@ -192,7 +199,10 @@ def _run(
         packed.general,
         *(ctypes.addressof(array) for array in (chain.terms, chain.pair_component, chain.pair_m)),
     )
-    given = {"z": z, "squashed": squashed, "weights": weights, **outputs}
+    # What is read is put in order; outputs are new, and in order already.
+    read = {"z": z, "weights": weights, "y_adjoint": outputs.pop("y_adjoint", None)}
+    ordered = {name: None if t is None else t.contiguous() for name, t in read.items()}
+    given = {**ordered, "squashed": squashed, **outputs}
     arrays = _Arrays(**{name: t.data_ptr() for name, t in given.items() if t is not None})
     function = getattr(library, f"kanpinn_spline_layer_{TYPES[z.dtype]}")
     knots = packed.structure()

@@ -17,14 +17,10 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from kanpinn.io.run_folder import write_atomically
 from kanpinn.io.study_tables import columns, shown
 from kanpinn.plotting import style
-from kanpinn.study import LevelRow
+from kanpinn.study import COLUMNS, SEED, LevelRow
 
 Medians = Sequence[Mapping[str, Any]]
 ABSCISSAE = {"h": "width of intervals, relative", "parameters": "parameters", "seconds": "time (s)"}
-NUMBERS = frozenset(
-    {"level", "runs", "left_out", "intervals", "parameters", "seconds", "loss", "heldout_residual"}
-    | {"rel_l2", "rel_l2_q1", "rel_l2_q3", "order", "optimiser_limited"}
-)
 CSS = """
 body { font: 15px/1.45 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem }
 table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums }
@@ -72,7 +68,9 @@ def draw(rows: Sequence[LevelRow], medians: Medians) -> list[Figure]:
 def _convergence(rows: Sequence[LevelRow], medians: Medians) -> Figure:
     figure = style.new_figure(3.4 * len(ABSCISSAE), 3.6)
     panels = figure.subplots(1, len(ABSCISSAE), sharey=True, squeeze=False)[0]
-    widths = {(_group(row.labels), row.level): row.h for row in rows}
+    last = max(row.window for row in rows)  # errors there are those of all times
+    medians = [row for row in medians if row["window"] == last]
+    widths = {(_group(row.labels), row.level): row.h for row in rows if row.window == last}
     for number, (group, lines) in enumerate(_grouped(medians).items()):
         colour = style.COLOURS[number % len(style.COLOURS)]
         line = style.LINE_STYLES[number // len(style.COLOURS) % len(style.LINE_STYLES)]
@@ -135,7 +133,7 @@ def _spread(rows: Sequence[LevelRow]) -> Figure:
 
 def _group(labels: Mapping[str, Any]) -> str:
     """The axes but the seed, in words."""
-    return ", ".join(f"{k}={v}" for k, v in labels.items() if k not in NUMBERS | {"seed"})
+    return ", ".join(f"{k}={v}" for k, v in labels.items() if k not in COLUMNS | {SEED})
 
 
 def _grouped(medians: Medians) -> dict[str, list[Mapping[str, Any]]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,13 @@ from typing import Any
 from kanpinn.errors import ConfigError
 
 KEYS = ("base", "axes", "name")
+SEED = "seed"  # the axis that medians are taken over
+# Columns of the tables, which no axis can be called like.
+COLUMNS = frozenset(
+    {"status", "window", "level", "intervals", "h", "parameters", "points", "steps", "evaluations"}
+    | {"seconds", "loss_before", "loss_after", "loss", "heldout_residual", "rel_l2", "order"}
+    | {"ended_by", "runs", "left_out", "rel_l2_q1", "rel_l2_q3", "optimiser_limited"}
+)
 LONGEST_NAME = 80  # characters of a case's folder
 MOST_CASES = 10_000
 
@@ -93,9 +101,11 @@ def parse_design(data: Mapping[str, Any], source: str, default_name: str) -> Des
     base = data.get("base")
     if not isinstance(base, str):
         raise ConfigError(f"{source}: base: found {base!r}; a path of a config is needed")
-    name = data.get("name", default_name)
-    if not isinstance(name, str) or not re.fullmatch(r"[\w.+-]+", name):
-        raise ConfigError(f"{source}: name: found {name!r}; letters, digits and .+-_ are allowed")
+    name = data.get("name", re.sub(r"\W+", "_", default_name))
+    if not isinstance(name, str) or not re.fullmatch(r"\w[\w.+-]*", name):
+        raise ConfigError(
+            f"{source}: name: found {name!r}; a letter, then letters, digits and .+-_"
+        )
     given = data.get("axes")
     if not isinstance(given, Mapping) or not given:
         raise ConfigError(f"{source}: axes: found {given!r}; a mapping of at least one is needed")
@@ -112,6 +122,8 @@ def parse_design(data: Mapping[str, Any], source: str, default_name: str) -> Des
 def _axis(name: str, values: Any, source: str) -> dict[str, Changes]:
     """Labels and changes of an axis: a list of values of a key, or named sets of changes."""
     where = f"{source}: axes.{name}"
+    if name in COLUMNS:
+        raise ConfigError(f"{where}: is a column of the report; choose another name for the axis")
     if not isinstance(values, Sequence | Mapping) or isinstance(values, str) or not values:
         raise ConfigError(
             f"{where}: found {values!r}; allowed: a list of values of the key {name}, or a mapping "
@@ -123,6 +135,8 @@ def _axis(name: str, values: Any, source: str) -> dict[str, Changes]:
                 raise ConfigError(f"{where}.{label}: found {changes!r}; KEY: VALUE is needed")
         return {str(label): dict(changes) for label, changes in values.items()}
     axis: dict[str, Changes] = {_label(value): {name: value} for value in values}
+    if any(isinstance(value, float) and not math.isfinite(value) for value in values):
+        raise ConfigError(f"{where}: found a value that is not finite")
     if len(axis) < len(values):
         raise ConfigError(f"{where}: a value is repeated")
     return axis

@@ -8,9 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from kanpinn.study.design import Case
+from kanpinn.study.design import SEED, Case
 
-SEED = "seed"  # the axis that medians are taken over
 FAILED = ("diverged", "failed")
 
 
@@ -21,6 +20,7 @@ class LevelRow:
     Attributes:
         labels: of the case.
         status: of its run.
+        window: time window, 0 the first.
         level: number, 0 the coarsest.
         intervals: per layer.
         h: width of the intervals relative to the whole, the geometric mean over the layers.
@@ -40,6 +40,7 @@ class LevelRow:
 
     labels: Mapping[str, str]
     status: str
+    window: int
     level: int
     intervals: tuple[int, ...]
     h: float | None
@@ -89,6 +90,7 @@ def level_rows(case: Case, summary: Mapping[str, Any]) -> list[LevelRow]:
             LevelRow(
                 labels=case.labels,
                 status=summary["status"],
+                window=record.get("window") or 0,
                 level=record["level"],
                 intervals=intervals,
                 h=h,
@@ -112,18 +114,20 @@ def level_rows(case: Case, summary: Mapping[str, Any]) -> list[LevelRow]:
 def medians(rows: Iterable[LevelRow]) -> list[dict[str, Any]]:
     """Medians and quartiles over the seeds, a row per level and combination of the other axes.
 
+    Of runs in time windows a row per window and level: its error is that of all times up to there.
     Runs that diverged or failed are kept out, and counted.
     """
     groups: dict[tuple[Any, ...], list[LevelRow]] = {}
     for row in rows:
         others = tuple((axis, label) for axis, label in row.labels.items() if axis != SEED)
-        groups.setdefault((others, row.level), []).append(row)
-    return [_median(dict(others), level, group) for (others, level), group in groups.items()]
+        groups.setdefault((others, row.window, row.level), []).append(row)
+    return [_median(dict(key[0]), group) for key, group in groups.items()]
 
 
-def _median(labels: Mapping[str, str], level: int, group: Sequence[LevelRow]) -> dict[str, Any]:
+def _median(labels: Mapping[str, str], group: Sequence[LevelRow]) -> dict[str, Any]:
     whole = [row for row in group if row.status not in FAILED]
-    found: dict[str, Any] = {**labels, "level": level, "runs": len(whole)}
+    found: dict[str, Any] = {**labels, "window": group[0].window, "level": group[0].level}
+    found["runs"] = len(whole)
     found["left_out"] = len(group) - len(whole)
     found["intervals"] = "/".join(map(str, group[0].intervals))
     found["parameters"] = group[0].parameters
