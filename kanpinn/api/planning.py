@@ -46,6 +46,7 @@ class LevelPlan:
         solvers: the linear solver of each phase on these points, ``None`` for other methods than
             ``lm``, where the level is skipped, and where the rows of a penalty would decide.
         at_most: whether intervals and parameters are the most that training may arrive at.
+        starts: initial networks that take these steps.
     """
 
     level: int
@@ -56,6 +57,7 @@ class LevelPlan:
     memory_mib: float
     solvers: tuple[str | None, ...]
     at_most: bool = False
+    starts: int = 1
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data."""
@@ -130,6 +132,7 @@ def plan(prepared: Prepared) -> list[LevelPlan]:
                 memory_mib=sizes.total() / MIB,
                 solvers=sizes.solvers(),
                 at_most=level.at_most,
+                starts=run.starts_on(level),
             )
         )
     return plans

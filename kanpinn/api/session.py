@@ -206,11 +206,11 @@ class _Session:
     def _continue(self) -> None:
         """Take the state from the folder's checkpoint."""
         checkpoint = recall(self.folder, self.prepared, self.config)
-        if checkpoint is None:
-            self._note("no checkpoint had been written: training starts from the beginning")
+        state = None if checkpoint is None else restored(checkpoint, self.prepared, self.config)
+        if checkpoint is None or state is None or not state.total_steps:
+            self._note("no steps had been saved: training starts from the beginning")
             self.writer.restart_metrics([])
             return
-        state = restored(checkpoint, self.prepared, self.config)
         self.run.state = state
         recorded = dict(checkpoint.provenance)
         self.earlier = [*recorded.pop("earlier", []), recorded]

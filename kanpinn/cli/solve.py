@@ -163,7 +163,7 @@ def _print_plan(levels: list[LevelPlan]) -> None:
             "/".join(map(str, level.n_intervals)) or "-",
             f"<= {level.n_params}" if level.at_most else str(level.n_params),
             str(sum(level.n_points.values())),
-            str(level.steps),
+            f"{level.steps} x {level.starts}" if level.starts > 1 else str(level.steps),
             f"{level.memory_mib:.0f}",
             ", ".join(f"{name} {count}" for name, count in level.n_points.items()),
         )

@@ -33,7 +33,7 @@ from kanpinn.training.evaluation import HeldOut, ReferenceErrors, RefinementChan
 from kanpinn.training.objective import ParameterPack, SystemObjective
 from kanpinn.training.options import AdamPhase, LevenbergMarquardtPhase, Phase, TrainingOptions
 from kanpinn.training.smoothing import Penalty, Roughness
-from kanpinn.training.state import EXTENDED, STOPPED, Observer, RunState, restore, snapshot
+from kanpinn.training.state import EXTENDED, STOPPED, Observer, RunState, key_of, restore, snapshot
 from kanpinn.training.weighting import Weighting
 
 SPLIT_PARAMETERS = 2000  # from here on errors are split for Levenberg-Marquardt alone
@@ -115,6 +115,9 @@ class Trainer:
         extended = sum(row["phase"] == EXTENDED for row in state.history)
         if extended < state.current.record.extensions:
             self._log(self._loss(), note=EXTENDED)
+        undecided = self.options.starts is not None and not state.total_steps
+        if undecided and self.observer.stop_requested():
+            return self._close(StopReason.INTERRUPTED)
         reason = StopReason.STEPS
         stages = self.options.stages
         while state.phase < len(stages):
@@ -181,10 +184,8 @@ class Trainer:
 
     def _has_begun(self) -> bool:
         """Whether the last logged line is of this level."""
-        if not self.state.history:
-            return False
-        row = self.state.history[-1]
-        return (row.get("window") or 0, row["level"]) == self.state.current.record.key
+        history = self.state.history
+        return bool(history) and key_of(history[-1]) == self.state.current.record.key
 
     def _update_weights(self, pack: ParameterPack) -> bool:
         """Update the weights that are due; whether the objective has changed."""

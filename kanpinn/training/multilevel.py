@@ -53,6 +53,7 @@ from kanpinn.training.loop import LevelContext, Trainer
 from kanpinn.training.objective import ParameterPack, SystemObjective
 from kanpinn.training.options import TrainingOptions
 from kanpinn.training.smoothing import Roughness
+from kanpinn.training.starts import TrialObserver, best_trial, replay
 from kanpinn.training.state import (
     LevelRecord,
     LevelState,
@@ -79,6 +80,14 @@ class RunOptions:
     dtype: torch.dtype = torch.float64
     device: torch.device = torch.device("cpu")  # noqa: RUF009 - immutable
     workers: int = 1  # threads that share the chunks of points; no result depends on them
+    start: int = 0  # which of this seed's random initial networks
+
+    @property
+    def network_seed(self) -> int:
+        """Seed of the initial networks."""
+        if not self.start:
+            return self.seed
+        return int(stream(self.seed, "start", self.start).generate_state(1)[0])
 
 
 class MultilevelRun:
@@ -154,14 +163,29 @@ class MultilevelRun:
         self.window = window_problem(self.problem, number, count, self.past)
         self.blocks = self.window.blocks()
 
-    def _train_levels(self) -> StopReason:
-        """Train all (remaining) levels of the window; why the last of them ended."""
-        active = [level for level in self.hierarchy.levels if any(level.steps)]
+    @property
+    def active(self) -> list[Level]:
+        """Levels with steps."""
+        return [level for level in self.hierarchy.levels if any(level.steps)]
+
+    def starts_on(self, level: Level) -> int:
+        """How many initial networks are trained on a level."""
+        starts = self.options.training.starts
+        if starts is None or level not in self.active[: starts.levels]:
+            return 1
+        return starts.count
+
+    def _train_levels(self, most: int | None = None) -> StopReason:
+        """Train all (remaining) levels of the window, or the first ``most``; why the last ended."""
+        done = self._choose_start()
+        ended = self.state.current.record.stop_reason if done else None
+        reason = StopReason(ended or StopReason.STEPS)
+        if reason in (*RUN_ENDS, StopReason.TARGET):
+            return reason
         begun = {level.record.key for level in self.state.levels}
-        reason = StopReason.STEPS
-        for level in active:
+        for level in self.active[:most]:
             key = (self.number, level.index)
-            if key in begun and key != self.state.current.record.key:
+            if key in done or (key in begun and key != self.state.current.record.key):
                 continue
             started = time.perf_counter()
             context = self._begin(level, resumed=key in begun)
@@ -169,6 +193,26 @@ class MultilevelRun:
             if reason in (*RUN_ENDS, StopReason.TARGET):
                 break
         return reason
+
+    def _choose_start(self) -> set[tuple[int, int]]:
+        """Train the first levels from several initial networks; the keys of the levels done so."""
+        starts = self.options.training.starts
+        if starts is None or self.state.levels:
+            return set()
+
+        def train(number: int, state: RunState) -> StopReason:
+            training = replace(self.options.training, starts=None)
+            options = replace(self.options, training=training, start=number)
+            trial = MultilevelRun(self.problem, options, TrialObserver(self.observer), state)
+            trial._enter(self.number)
+            return trial._train_levels(starts.levels)
+
+        chosen = best_trial(starts.count, train, self.observer, self.state.elapsed)
+        if chosen is None:
+            return set()
+        self.state = chosen
+        replay(chosen, self.observer)
+        return {level.record.key for level in chosen.levels}
 
     def _train(self, level: Level, context: LevelContext, started: float) -> StopReason:
         """Train a level, again with more points where those it has are what limits it."""
@@ -203,7 +247,7 @@ class MultilevelRun:
             ConfigError: naming the level, if knots do not nest, or a change of basis would leave
                 no digits in the run's own number type.
         """
-        first, *rest = [level.index for level in self.hierarchy.levels if any(level.steps)]
+        first, *rest = [level.index for level in self.active]
         system = self._initial_system(self._refinements_to(first))
         for level in range(first + 1, rest[-1] + 1 if rest else 0):
             with naming_level(level - 1):
@@ -217,7 +261,7 @@ class MultilevelRun:
         Raises:
             ProblemError: if no residual depends on one of them.
         """
-        level = next(level for level in self.hierarchy.levels if any(level.steps))
+        level = self.active[0]
         system = self._initial_system(self._refinements_to(level.index))
         chunk = self.options.training.chunk
         check_scalars(
@@ -267,7 +311,7 @@ class MultilevelRun:
     def _initial_system(self, refinements: Sequence[Refinement]) -> System:
         """Random initial networks, on the knots that the refinements lead to."""
         options = self.options
-        generator = torch.Generator().manual_seed(options.seed)
+        generator = torch.Generator().manual_seed(options.network_seed)
 
         def finer(knots: tuple[Knots, ...]) -> tuple[Knots, ...]:
             for refinement in refinements:

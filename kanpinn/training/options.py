@@ -240,6 +240,17 @@ class SmoothingOptions:
         return AUTO_PENALTIES if self.penalties == "auto" else tuple(self.penalties)
 
 
+@dataclass(frozen=True, kw_only=True)
+class StartsOptions:
+    """Random initial networks, of which the best one after the first levels goes on.
+
+    All are trained there as the run itself would be. The best has the lowest held-out score.
+    """
+
+    count: Annotated[int, Ge(2), Le(100), "initial networks; the first is that of a run without"]
+    levels: Annotated[int, Ge(1), Le(20), "levels that all of them are trained on"] = 1
+
+
 LayerKnots = Annotated[int, Gt(0)] | tuple[float, ...]
 
 
@@ -283,6 +294,9 @@ class TrainingOptions:
         "how coefficients reach the next level: exactly, or refitted (grid extension, a baseline)",
     ] = "prolongation"
     phases: Annotated[tuple[Phase, ...], "what is done on every level, in order"] = (AutoPhase(),)
+    starts: Annotated[
+        StartsOptions | None, "several random initial networks, the best of which goes on"
+    ] = None
     attention: Annotated[AttentionOptions | None, "residual-based attention"] = None
     balance: Annotated[BalanceOptions | None, "factors that balance the blocks' losses"] = None
     causal: Annotated[CausalOptions | None, "weights that respect the order of time"] = None

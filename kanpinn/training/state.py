@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -18,6 +18,11 @@ Parameters = dict[str, Tensor]
 # Phases of logged lines that no optimiser gives a name:
 EXTENDED = "extended"  # training goes on with more points
 STOPPED = "stopped"  # the run was stopped between two lines; forgotten when it goes on
+
+
+def key_of(row: Mapping[str, Any]) -> tuple[int, int]:
+    """Time window and level of a logged line, as :attr:`LevelRecord.key`."""
+    return row.get("window") or 0, row["level"]
 
 
 def snapshot(system: System) -> Parameters:
