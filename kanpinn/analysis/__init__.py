@@ -1,0 +1,11 @@
+"""Analyses behind the theory: spectra, conditioning, what a prolongation changes, speed of bases.
+
+Every analysis is a frozen dataclass of options; :func:`run` does it and returns a
+:class:`Finding`, which ``kanpinn.plotting.analysis.draw`` makes figures of.
+"""
+
+from kanpinn.analysis.basis_spectrum import BasisSpectrum
+from kanpinn.analysis.catalogue import Analysis, parse, run
+from kanpinn.analysis.finding import Case, Finding
+
+__all__ = ["Analysis", "BasisSpectrum", "Case", "Finding", "parse", "run"]

@@ -1,0 +1,44 @@
+"""What an analysis found: a table to print, and the curves of its figures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from kanpinn.solution import Solution
+
+Row = Mapping[str, Any]
+Case = tuple[Mapping[str, str], Solution]
+"""A run: labels that tell it from others, and its solution."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The result of an analysis.
+
+    Attributes:
+        kind: name of the analysis; figures are drawn by it.
+        title: in a few words.
+        text: how it was measured, and what it says.
+        rows: the table, one mapping of columns to numbers or words a line.
+        curves: what only figures show (eigenvalues, spectra), in the same form.
+    """
+
+    kind: str
+    title: str
+    text: str
+    rows: list[dict[str, Any]]
+    curves: tuple[Row, ...] = ()
+
+
+def exponent(x: Sequence[float], y: Sequence[float]) -> float:
+    """``p`` of the least-squares fit ``y = c x^p`` in logarithms, both positive."""
+    return float(np.polyfit(np.log(np.asarray(x, float)), np.log(np.asarray(y, float)), 1)[0])
+
+
+def named(labels: Mapping[str, str]) -> str:
+    """The labels of a case in a line."""
+    return ", ".join(f"{name}={value}" for name, value in labels.items()) or "run"

@@ -1,0 +1,131 @@
+"""Figures of what analyses found, by their kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
+
+from kanpinn.analysis import Finding
+from kanpinn.plotting import style
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+@style.styled
+def draw(finding: Finding) -> list[Figure]:
+    """The figures of a finding; none for a kind that has no figures, or without rows."""
+    drawer = DRAWERS.get(finding.kind)
+    return drawer(finding) if drawer and finding.rows else []
+
+
+def colour(number: int) -> dict[str, Any]:
+    """Colour and line style of the curve of a number."""
+    count = len(style.COLOURS)
+    lines = style.LINE_STYLES
+    return {"color": style.COLOURS[number % count], "ls": lines[number // count % len(lines)]}
+
+
+def where(rows: Iterable[Mapping[str, Any]], **values: Any) -> list[Mapping[str, Any]]:
+    """The rows with these values in these columns."""
+    return [row for row in rows if all(row.get(key) == value for key, value in values.items())]
+
+
+def distinct(rows: Iterable[Mapping[str, Any]], column: str) -> list[Any]:
+    """The values of a column, in the order of their first appearance."""
+    return list(dict.fromkeys(row[column] for row in rows if column in row))
+
+
+def columns(rows: Rows, *names: str) -> list[list[Any]]:
+    """Some columns of rows, each as a list."""
+    return [[row[name] for row in rows] for name in names]
+
+
+def plain_ticks(axis: Axis) -> None:
+    """Ticks 1, 2, 5, 10, ... of a logarithmic axis, as plain numbers."""
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
+
+
+def grid(ax: Axes) -> None:
+    """Pale lines behind the curves."""
+    ax.grid(color=style.PALE, lw=0.6)
+    ax.set_axisbelow(True)
+
+
+# --- change of basis ----------------------------------------------------------------------------
+def _basis_spectrum(finding: Finding) -> list[Figure]:
+    return [_eigen(finding), _conditions(finding)]
+
+
+def _eigen(finding: Finding) -> Figure:
+    """Eigenvalues against their index, first and last eigenvectors; a column for each order."""
+    orders = distinct(finding.curves, "order")
+    figure = style.new_figure(0.6 + 3.1 * len(orders), 6.6)
+    panels = figure.subplots(3, len(orders), squeeze=False)
+    for column, order in enumerate(orders):
+        values = where(finding.curves, curve="eigenvalue", order=order)
+        vectors = where(finding.curves, curve="eigenvector", order=order)
+        _eigenvalues(panels[0, column], values, order)
+        indices = distinct(vectors, "index")
+        half = (len(indices) + 1) // 2
+        for ax, some, word in (
+            (panels[1, column], indices[:half], "first"),
+            (panels[2, column], indices[half:], "last"),
+        ):
+            for number, index in enumerate(some):
+                x, y = columns(where(vectors, index=index), "position", "value")
+                ax.plot(x, y, lw=1.0, label=f"{index}", **colour(number))
+            ax.set(xlabel="entry", title=f"{word} eigenvectors")
+            grid(ax)
+            ax.legend(ncols=len(some), loc="upper center", handlelength=1.0, columnspacing=0.8)
+            low, high = ax.get_ylim()
+            ax.set_ylim(low, high + 0.3 * (high - low))  # room for the legend
+    return figure
+
+
+def _eigenvalues(ax: Axes, rows: Rows, order: int) -> None:
+    x, y = (np.asarray(values, float) for values in columns(rows, "index", "value"))
+    ax.plot(x, y, marker=".", ls="none", color=style.BLUE)
+    anchor = len(x) // 3
+    ax.plot(
+        x, y[anchor] * (x / x[anchor]) ** (2 * order), color=style.GREY, lw=0.9, ls=(0, (4, 2)),
+        label=f"index$^{{{2 * order}}}$",
+    )  # fmt: skip
+    ax.set(xscale="log", yscale="log", xlabel="index", title=f"order {order}: eigenvalues")
+    ax.legend(loc="upper left")
+    grid(ax)
+
+
+def _conditions(finding: Finding) -> Figure:
+    """Condition numbers against the knots, and sign changes against the index."""
+    figure = style.new_figure(6.8, 3.2)
+    left, right = figure.subplots(1, 2)
+    rows = where(finding.rows, part="condition")
+    for number, order in enumerate(distinct(rows, "order")):
+        x, y = (np.asarray(v, float) for v in columns(where(rows, order=order), "n", "condition"))
+        left.plot(x, y, marker="o", ms=3.5, label=f"order {order}", **colour(number))
+        left.plot(x, y[-1] * (x / x[-1]) ** (2 * order), color=style.GREY, lw=0.8, ls=":")
+    left.set(xscale="log", yscale="log", xlabel="knot intervals $n$")
+    plain_ticks(left.xaxis)
+    left.set_title("condition number of $A^T A$, dotted $n^{2r}$")
+    left.legend()
+    grid(left)
+    for number, order in enumerate(distinct(finding.curves, "order")):
+        values = where(finding.curves, curve="eigenvalue", order=order)
+        places, changes = columns(values, "index", "sign_changes")
+        # One behind another: the theory puts all orders on one line.
+        right.plot(places, changes, lw=5.0 / (1 + number), label=f"order {order}", **colour(number))
+    right.set(xlabel="index of the eigenvector", title="sign changes along its entries")
+    right.legend()
+    grid(right)
+    return figure
+
+
+DRAWERS: dict[str, Callable[[Finding], list[Figure]]] = {"basis_spectrum": _basis_spectrum}
