@@ -6,6 +6,7 @@ Every analysis is a frozen dataclass of options; :func:`run` does it and returns
 
 from kanpinn.analysis.basis_spectrum import BasisSpectrum
 from kanpinn.analysis.catalogue import Analysis, parse, run
+from kanpinn.analysis.descent import PreconditionedDescent
 from kanpinn.analysis.finding import Case, Finding
 
-__all__ = ["Analysis", "BasisSpectrum", "Case", "Finding", "parse", "run"]
+__all__ = ["Analysis", "BasisSpectrum", "Case", "Finding", "PreconditionedDescent", "parse", "run"]

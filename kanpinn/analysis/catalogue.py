@@ -6,15 +6,19 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from kanpinn.analysis.basis_spectrum import BasisSpectrum, basis_spectrum
+from kanpinn.analysis.descent import PreconditionedDescent, preconditioned_descent
 from kanpinn.analysis.finding import Case, Finding
 from kanpinn.config.convert import Errors, convert, show
 
-Analysis = BasisSpectrum
+Analysis = BasisSpectrum | PreconditionedDescent
 """The options of an analysis."""
 
 KEY = "analyses"  # of the list, in a config
 
-STANDALONE: dict[type, Callable[[Any], Finding]] = {BasisSpectrum: basis_spectrum}
+STANDALONE: dict[type, Callable[[Any], Finding]] = {
+    BasisSpectrum: basis_spectrum,
+    PreconditionedDescent: preconditioned_descent,
+}
 
 
 def parse(data: Sequence[Any], source: str = "config") -> tuple[Analysis, ...]:

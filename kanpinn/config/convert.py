@@ -290,6 +290,8 @@ def convert_dataclass(
         key, top = _NUMBERED.sub(r".\1", key), path.partition(".")[0]
         if rest and top and within(key, top):  # the message names its key itself
             return errors.add(key, rest)
+        if rest and key.partition(".")[0] in arguments:  # it starts at a key of its own
+            return errors.add(join(path, key), rest)
         return errors.add(path, str(error))
 
 

@@ -128,4 +128,37 @@ def _conditions(finding: Finding) -> Figure:
     return figure
 
 
-DRAWERS: dict[str, Callable[[Finding], list[Figure]]] = {"basis_spectrum": _basis_spectrum}
+# --- gradient descent ---------------------------------------------------------------------------
+def _descent(finding: Finding) -> list[Figure]:
+    """Errors of all four iterations, and by frequency of either descent."""
+    figure = style.new_figure(9.6, 3.3)
+    whole, *panels = figure.subplots(1, 3)
+    for number, gradient in enumerate(distinct(finding.curves, "gradient")):
+        for geometry, width in (("u", 3.5), ("w", 1.2)):
+            rows = _after_start(finding, gradient=gradient, geometry=geometry)
+            x, y = columns(rows, "iteration", "error")
+            line = {"color": style.COLOURS[2 * number + (geometry == "w")], "lw": width}
+            whole.plot(x, y, label=f"on ${gradient}$, written in ${geometry}$", **line)
+    whole.set_title("error of the whole")
+    for ax, gradient in zip(panels, distinct(finding.curves, "gradient"), strict=True):
+        rows = _after_start(finding, gradient=gradient, geometry=gradient)
+        bands = [name for name in rows[0] if name.startswith("band ")] if rows else []
+        for number, band in enumerate(bands):
+            x, y = columns(rows, "iteration", band)
+            ax.plot(x, y, label=band.removeprefix("band "), **colour(number))
+        ax.set_title(f"descent on ${gradient}$, by half-waves")
+    for ax in (whole, *panels):
+        ax.set(xscale="log", yscale="log", xlabel="iteration")
+        ax.legend(loc="lower left")
+        grid(ax)
+    return [figure]
+
+
+def _after_start(finding: Finding, **values: Any) -> list[Mapping[str, Any]]:
+    return [row for row in where(finding.curves, **values) if row["iteration"] > 0]
+
+
+DRAWERS: dict[str, Callable[[Finding], list[Figure]]] = {
+    "basis_spectrum": _basis_spectrum,
+    "preconditioned_descent": _descent,
+}
