@@ -8,5 +8,15 @@ from kanpinn.analysis.basis_spectrum import BasisSpectrum
 from kanpinn.analysis.catalogue import Analysis, parse, run
 from kanpinn.analysis.descent import PreconditionedDescent
 from kanpinn.analysis.finding import Case, Finding
+from kanpinn.analysis.layer_speed import LayerSpeed
 
-__all__ = ["Analysis", "BasisSpectrum", "Case", "Finding", "PreconditionedDescent", "parse", "run"]
+__all__ = [
+    "Analysis",
+    "BasisSpectrum",
+    "Case",
+    "Finding",
+    "LayerSpeed",
+    "PreconditionedDescent",
+    "parse",
+    "run",
+]

@@ -8,9 +8,10 @@ from typing import Any
 from kanpinn.analysis.basis_spectrum import BasisSpectrum, basis_spectrum
 from kanpinn.analysis.descent import PreconditionedDescent, preconditioned_descent
 from kanpinn.analysis.finding import Case, Finding
+from kanpinn.analysis.layer_speed import LayerSpeed, layer_speed
 from kanpinn.config.convert import Errors, convert, show
 
-Analysis = BasisSpectrum | PreconditionedDescent
+Analysis = BasisSpectrum | PreconditionedDescent | LayerSpeed
 """The options of an analysis."""
 
 KEY = "analyses"  # of the list, in a config
@@ -18,6 +19,7 @@ KEY = "analyses"  # of the list, in a config
 STANDALONE: dict[type, Callable[[Any], Finding]] = {
     BasisSpectrum: basis_spectrum,
     PreconditionedDescent: preconditioned_descent,
+    LayerSpeed: layer_speed,
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -158,7 +159,33 @@ def _after_start(finding: Finding, **values: Any) -> list[Mapping[str, Any]]:
     return [row for row in where(finding.curves, **values) if row["iteration"] > 0]
 
 
+# --- speed of layers ----------------------------------------------------------------------------
+def _speed(finding: Finding) -> list[Figure]:
+    """Milliseconds against the intervals: a column for each order, a row for each task."""
+    orders, tasks = distinct(finding.rows, "order"), distinct(finding.rows, "task")
+    figure = style.new_figure(0.8 + 2.6 * len(orders), 0.6 + 2.5 * len(tasks))
+    panels = figure.subplots(len(tasks), len(orders), sharey="row", squeeze=False)
+    for (i, task), (j, order) in itertools.product(enumerate(tasks), enumerate(orders)):
+        ax = panels[i, j]
+        rows = where(finding.rows, task=task, order=order)
+        for number, way in enumerate(distinct(rows, "evaluation")):
+            own = sorted(where(rows, evaluation=way), key=lambda row: int(row["intervals"]))
+            x, y = columns(own, "intervals", "seconds")
+            ax.plot(x, 1e3 * np.asarray(y), marker="o", ms=3.5, label=way, **colour(number))
+        ax.set(xscale="log", yscale="log", title=f"{task}, order {order}")
+        plain_ticks(ax.xaxis)
+        grid(ax)
+    for ax in panels[-1]:
+        ax.set_xlabel("knot intervals")
+    for ax in panels[:, 0]:
+        ax.set_ylabel("time (ms)")
+    handles, labels = panels[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2 if len(orders) < 3 else 4)
+    return [figure]
+
+
 DRAWERS: dict[str, Callable[[Finding], list[Figure]]] = {
     "basis_spectrum": _basis_spectrum,
     "preconditioned_descent": _descent,
+    "layer_speed": _speed,
 }
