@@ -16,6 +16,7 @@ from kanpinn.splines import (
     SplineBasis,
     change_of_basis,
     condition_number,
+    inverse_change_of_basis,
     relu_prolongation,
     relu_to_spline,
     spline_to_relu,
@@ -93,6 +94,32 @@ def test_uniform_change_of_basis_is_a_power_of_the_first_difference(order: int) 
     factorial = np.prod(np.arange(1.0, order))
     expected = np.linalg.matrix_power(difference, order) * h ** (1 - order) / factorial
     np.testing.assert_allclose(change_of_basis(knots, 0), expected, rtol=1e-13)
+
+
+@pytest.mark.parametrize("order", [2, 4, 8])
+def test_inverse_change_of_basis_is_right_in_every_entry(order: int) -> None:
+    """Against rational arithmetic, where a solve would lose the digits of ``cond A``."""
+    knots = Knots.from_breakpoints(order, [[-1.0, -0.75, -0.5, 0.125, 0.25, 0.5, 0.9375, 1.0]])
+    t = [Fraction(x) for x in knots.extended(0).tolist()]
+    size = knots.n_features
+    inverse = [[Fraction(int(i == j)) for j in range(size)] for i in range(size)]
+    exact = [[Fraction((i == j) - (j == i + 1)) for j in range(size)] for i in range(size)]
+    for k in range(2, order + 1):  # the recursion of the matrix itself
+        below = [*exact[1:], [Fraction(0)] * size]
+        exact = [
+            [
+                a / (t[i + k - 1] - t[i]) - b / (t[i + k] - t[i + 1])
+                for a, b in zip(*pair, strict=True)
+            ]
+            for i, pair in enumerate(zip(exact, below, strict=True))
+        ]
+    for j in range(size):  # back substitution, column by column
+        for i in reversed(range(size)):
+            rest = sum((exact[i][k] * inverse[k][j] for k in range(i + 1, size)), Fraction(0))
+            inverse[i][j] = (inverse[i][j] - rest) / exact[i][i]
+    expected = np.array([[float(x) for x in row] for row in inverse])
+    found = inverse_change_of_basis(knots, 0).numpy()
+    np.testing.assert_allclose(found, expected, rtol=1e-14)
 
 
 @pytest.mark.parametrize(("order", "n"), [(2, 64), (3, 64), (4, 32), (5, 16), (6, 16), (8, 4)])

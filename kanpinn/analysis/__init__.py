@@ -9,6 +9,7 @@ from kanpinn.analysis.catalogue import Analysis, parse, run
 from kanpinn.analysis.descent import PreconditionedDescent
 from kanpinn.analysis.finding import Case, Finding
 from kanpinn.analysis.layer_speed import LayerSpeed
+from kanpinn.analysis.training_spectra import TrainingSpectra
 
 __all__ = [
     "Analysis",
@@ -17,6 +18,7 @@ __all__ = [
     "Finding",
     "LayerSpeed",
     "PreconditionedDescent",
+    "TrainingSpectra",
     "parse",
     "run",
 ]

@@ -9,17 +9,23 @@ from kanpinn.analysis.basis_spectrum import BasisSpectrum, basis_spectrum
 from kanpinn.analysis.descent import PreconditionedDescent, preconditioned_descent
 from kanpinn.analysis.finding import Case, Finding
 from kanpinn.analysis.layer_speed import LayerSpeed, layer_speed
+from kanpinn.analysis.training_spectra import TrainingSpectra, training_spectra
 from kanpinn.config.convert import Errors, convert, show
+from kanpinn.errors import ConfigError
+from kanpinn.problem import Problem
 
-Analysis = BasisSpectrum | PreconditionedDescent | LayerSpeed
+Analysis = BasisSpectrum | PreconditionedDescent | LayerSpeed | TrainingSpectra
 """The options of an analysis."""
 
 KEY = "analyses"  # of the list, in a config
 
-STANDALONE: dict[type, Callable[[Any], Finding]] = {
+ALONE: dict[type, Callable[[Any], Finding]] = {
     BasisSpectrum: basis_spectrum,
     PreconditionedDescent: preconditioned_descent,
     LayerSpeed: layer_speed,
+}
+OF_RUNS: dict[type, Callable[[Any, Sequence[Case], Problem | None, bool], Finding]] = {
+    TrainingSpectra: training_spectra,
 }
 
 
@@ -43,14 +49,27 @@ def parse(data: Sequence[Any], source: str = "config") -> tuple[Analysis, ...]:
     return tuple(found)
 
 
-def run(options: Analysis, cases: Sequence[Case] = ()) -> Finding:
+def run(
+    options: Analysis,
+    cases: Sequence[Case] = (),
+    *,
+    problem: Problem | None = None,
+    trust: bool = False,
+) -> Finding:
     """Do an analysis.
 
     Args:
         options: which one, and how.
         cases: labels and solution of every run, for analyses of runs.
+        problem: what the runs have solved, by default what they say themselves.
+        trust: whether the user's file that defined it may be executed for that.
 
     Raises:
         ConfigError: if the analysis needs runs and there are none.
+        ProblemError: if a run's problem cannot be had, or may not be imported.
     """
-    return STANDALONE[type(options)](options)
+    if type(options) in ALONE:
+        return ALONE[type(options)](options)
+    if not cases:
+        raise ConfigError(f"{options.name}: analyses runs, found none, allowed: at least one case")
+    return OF_RUNS[type(options)](options, cases, problem, trust)

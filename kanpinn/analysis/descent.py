@@ -27,12 +27,11 @@ import torch
 from annotated_types import Ge, Le, MinLen
 from numpy.typing import NDArray
 from scipy.fft import dct
-from scipy.linalg import solve_triangular
 
 from kanpinn.analysis.finding import Finding
 from kanpinn.errors import ConfigError
 from kanpinn.expressions import Expression
-from kanpinn.splines import Knots, SplineBasis, change_of_basis
+from kanpinn.splines import Knots, SplineBasis, change_of_basis, inverse_change_of_basis
 
 Floats = NDArray[np.float64]
 Basis = Literal["u", "w"]
@@ -78,11 +77,13 @@ class LeastSquares:
         features: B-splines ``B`` at equally spaced points, ``(N, m)``.
         target: ``y``, ``(N,)``.
         matrix: ``A`` with ``b = A psi``, ``(m, m)``.
+        inverse: ``A^-1``, every entry right to round-off.
     """
 
     features: Floats
     target: Floats
     matrix: Floats
+    inverse: Floats
 
     @property
     def hessian(self) -> Floats:
@@ -93,8 +94,7 @@ class LeastSquares:
         """Of the loss as a function of ``u``, or of ``w``: ``A^-1 H A^-T``."""
         if gradient == "u":
             return self.hessian
-        half = solve_triangular(self.matrix, self.hessian)
-        return np.asarray(solve_triangular(self.matrix, half.T))
+        return np.asarray(self.inverse @ self.hessian @ self.inverse.T)
 
     def best(self) -> Floats:
         """The spline coefficients of the best fit, ``(m,)``."""
@@ -118,7 +118,8 @@ def least_squares(options: PreconditionedDescent) -> LeastSquares:
             "allowed: finite values"
         )
     features = SplineBasis(knots).dense(torch.from_numpy(x)[:, None], 0)[0].numpy()
-    return LeastSquares(features, y, change_of_basis(knots, 0).numpy())
+    both = (change(knots, 0).numpy() for change in (change_of_basis, inverse_change_of_basis))
+    return LeastSquares(features, y, *both)
 
 
 def steps(
@@ -127,11 +128,10 @@ def steps(
     """One step of descent on ``gradient``'s coefficients, written in those of ``geometry``.
 
     Truncated powers are never evaluated: ``grad_w = A^-1 grad_u`` and ``u = A^-T w`` by the
-    inverse of ``A``, whose entries are all positive and known to round-off.
+    inverse of ``A``, whose entries are all positive.
     """
     hessian, rhs = fit.hessian, fit.features.T @ fit.target / len(fit.target)
-    matrix = fit.matrix
-    inverse = solve_triangular(matrix, np.eye(len(matrix)))
+    matrix, inverse = fit.matrix, fit.inverse
 
     def grad_u(u: Floats) -> Floats:
         return np.asarray(hessian @ u - rhs)
@@ -216,7 +216,7 @@ def _functions(
     start = np.zeros(len(fit.matrix))
     found = iterate(steps(fit, geometry, gradient, size), start, wanted)
     if geometry == "w":
-        found = (solve_triangular(fit.matrix, w, trans=1) for w in found)
+        found = (fit.inverse.T @ w for w in found)
     return [np.asarray(fit.features @ u) for u in found]
 
 
@@ -242,9 +242,9 @@ def _errors(values: Floats, best: Floats, bands: Mapping[str, slice]) -> dict[st
 def _text(
     fit: LeastSquares, best: Floats, sizes: Mapping[Basis, float], options: PreconditionedDescent
 ) -> str:
-    # A^-1 H A^-T has eigenvalues that are products; its condition from factors keeps digits.
-    factor = np.linalg.qr(fit.features, mode="r") / np.sqrt(len(fit.target))
-    in_w = solve_triangular(fit.matrix, factor.T).T
+    # Of the factors, before they are squared, where twice the digits are left.
+    factor = np.linalg.qr(fit.features, mode="r")
+    in_w = factor @ fit.inverse.T
     conditions = {"u": np.linalg.cond(factor) ** 2, "w": np.linalg.cond(in_w) ** 2}
     parts = [
         f"on {basis} 1/L = {sizes[basis]:.2e}, condition number {conditions[basis]:.1e}"

@@ -116,14 +116,14 @@ class Solution:
         """The best iterate of every level, coarsest first."""
         return tuple(self._sibling(level, "best") for level in self._run.state.levels)
 
-    def level(self, number: int, iterate: Iterate = "best") -> Solution:
-        """The best, or the last, iterate of one level.
+    def level(self, number: int, iterate: Iterate = "best", window: int | None = None) -> Solution:
+        """The best, or the last, iterate of one level, by default of the last time window.
 
         Raises:
             ConfigError: if the run has no such level.
         """
         state = self._run.state
-        window = state.current.record.window
+        window = state.current.record.window if window is None else window
         known = {e.record.level: e for e in state.levels if e.record.window == window}
         if number not in known or iterate not in get_args(Iterate):
             raise ConfigError(

@@ -156,6 +156,22 @@ def change_of_basis(knots: Knots, channel: int) -> Tensor:
     return matrix
 
 
+def inverse_change_of_basis(knots: Knots, channel: int) -> Tensor:
+    """``A^-1`` of one channel, ``psi = A^-1 b`` on ``[a, b]``, ``(n+r-1, n+r-1)``.
+
+    ``A^[k] = (I - N) S_k A^[k-1]`` with the shift ``N`` and ``S_k = diag(1 / (t_{i+k-1} - t_i))``:
+    the inverse is a product of running sums and lengths, all of them positive, so that every entry
+    is right to round-off, whatever the condition of ``A``. Float64.
+    """
+    t = knots.extended(channel).double()
+    size = knots.n_functions[channel]
+    row = torch.arange(size, device=t.device)
+    inverse = torch.ones(size, size, dtype=t.dtype, device=t.device).triu()
+    for k in range(2, knots.order + 1):
+        inverse = (inverse * (t[row + k - 1] - t[row])).cumsum(1)
+    return inverse
+
+
 def condition_number(knots: Knots) -> float:
     """Largest 2-norm condition number of the channels' changes of basis ``A``."""
     known: dict[tuple[float, ...], float] = {}
