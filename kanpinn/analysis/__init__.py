@@ -9,6 +9,8 @@ from kanpinn.analysis.catalogue import Analysis, parse, run
 from kanpinn.analysis.descent import PreconditionedDescent
 from kanpinn.analysis.finding import Case, Finding
 from kanpinn.analysis.layer_speed import LayerSpeed
+from kanpinn.analysis.prolongation_change import ProlongationChange
+from kanpinn.analysis.residual_spectrum import ResidualSpectrum
 from kanpinn.analysis.training_spectra import TrainingSpectra
 
 __all__ = [
@@ -18,6 +20,8 @@ __all__ = [
     "Finding",
     "LayerSpeed",
     "PreconditionedDescent",
+    "ProlongationChange",
+    "ResidualSpectrum",
     "TrainingSpectra",
     "parse",
     "run",

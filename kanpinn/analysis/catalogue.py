@@ -9,12 +9,16 @@ from kanpinn.analysis.basis_spectrum import BasisSpectrum, basis_spectrum
 from kanpinn.analysis.descent import PreconditionedDescent, preconditioned_descent
 from kanpinn.analysis.finding import Case, Finding
 from kanpinn.analysis.layer_speed import LayerSpeed, layer_speed
+from kanpinn.analysis.prolongation_change import ProlongationChange, prolongation_change
+from kanpinn.analysis.residual_spectrum import ResidualSpectrum, residual_spectrum
 from kanpinn.analysis.training_spectra import TrainingSpectra, training_spectra
 from kanpinn.config.convert import Errors, convert, show
 from kanpinn.errors import ConfigError
 from kanpinn.problem import Problem
 
-Analysis = BasisSpectrum | PreconditionedDescent | LayerSpeed | TrainingSpectra
+Alone = BasisSpectrum | PreconditionedDescent | LayerSpeed
+OfRuns = TrainingSpectra | ResidualSpectrum | ProlongationChange
+Analysis = Alone | OfRuns
 """The options of an analysis."""
 
 KEY = "analyses"  # of the list, in a config
@@ -26,6 +30,8 @@ ALONE: dict[type, Callable[[Any], Finding]] = {
 }
 OF_RUNS: dict[type, Callable[[Any, Sequence[Case], Problem | None, bool], Finding]] = {
     TrainingSpectra: training_spectra,
+    ResidualSpectrum: residual_spectrum,
+    ProlongationChange: prolongation_change,
 }
 
 

@@ -21,7 +21,7 @@ from kanpinn.plotting.analysis_rows import (
     plain_ticks,
     where,
 )
-from kanpinn.plotting.analysis_runs import training_spectra
+from kanpinn.plotting.analysis_runs import prolongation_change, residual_spectrum, training_spectra
 
 
 @style.styled
@@ -160,4 +160,6 @@ DRAWERS: dict[str, Callable[[Finding], list[Figure]]] = {
     "preconditioned_descent": _descent,
     "layer_speed": _speed,
     "training_spectra": training_spectra,
+    "residual_spectrum": residual_spectrum,
+    "prolongation_change": prolongation_change,
 }

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from kanpinn.analysis import Finding
 from kanpinn.plotting import style
@@ -91,3 +92,70 @@ def _shares(ax: Axes, rows: Rows) -> None:
     ax.set_xticks(range(len(stages)), stages, rotation=60, ha="right", rotation_mode="anchor")
     ax.set_ylim(bottom=0)
     grid(ax)
+
+
+RESIDUAL_COLUMNS = (
+    *("window", "level", "moment", "of"),
+    *("intervals", "rms", "frequency", "beyond_knots"),
+)
+
+
+def residual_spectrum(finding: Finding) -> list[Figure]:
+    """Amplitudes against frequency at the start and the end of every level, for every case."""
+    return [_amplitudes(*case) for case in _cases(finding, RESIDUAL_COLUMNS)]
+
+
+def _amplitudes(title: str, rows: Rows, curves: Rows) -> Figure:
+    figure = style.new_figure(6.0, 4.4)
+    ax = figure.subplots()
+    levels = list(dict.fromkeys(map(_level, rows)))
+    for row in rows:
+        own = [c for c in curves if _stage(c) == _stage(row)]
+        x, y = columns(own, "frequency", "amplitude")
+        end = row["moment"] == "end"
+        number = levels.index(_level(row))
+        ax.plot(
+            np.asarray(x) + 1, y, ls="-" if end else ":", lw=1.4 if end else 1.0,
+            color=style.COLOURS[number % len(style.COLOURS)], label=f"level {_stage(row)}",
+        )  # fmt: skip
+    ax.set(xscale="log", yscale="log", xlabel="frequency |k| + 1 (half-waves over the domain)")
+    ax.set_ylabel(f"amplitude of the {rows[0]['of']}")
+    grid(ax)
+    ax.set_title(title)
+    figure.legend(loc="outside lower center", ncols=4)
+    return figure
+
+
+def _level(row: Mapping[str, Any]) -> str:
+    return _stage(row).rpartition(" ")[0]
+
+
+CHANGE_COLUMNS = (
+    *("window", "level", "intervals", "transfer", "change", "relative", "seconds", "recorded"),
+    *("loss_before", "loss_after"),
+)
+
+
+def prolongation_change(finding: Finding) -> list[Figure]:
+    """Largest changes and times of the transfers at every refinement, all cases in one figure."""
+    figure = style.new_figure(7.2, 3.9)
+    panels = figure.subplots(1, 2)
+    cases = _cases(finding, CHANGE_COLUMNS)
+    for number, transfer in enumerate(distinct(finding.rows, "transfer")):
+        for case, (_, rows, _) in enumerate(cases):
+            own = where(rows, transfer=transfer)
+            line = style.LINE_STYLES[case % len(style.LINE_STYLES)]
+            label = None if case else transfer
+            for ax, column in zip(panels, ("relative", "seconds"), strict=True):
+                y = np.maximum([row[column] for row in own], 1e-17)
+                look = {"marker": "o", "ms": 3.5, "lw": 1.0, "color": style.COLOURS[number]}
+                ax.plot(range(1, len(own) + 1), y, ls=line, label=label, **look)
+    for case, (title, _, _) in enumerate(cases if 1 < len(cases) <= len(style.LINE_STYLES) else []):
+        panels[0].plot([], [], color=style.GREY, ls=style.LINE_STYLES[case], label=title)
+    for ax, name in zip(panels, ("largest change, relative", "time (s)"), strict=True):
+        ax.set(yscale="log", xlabel="refinement", title=name)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        grid(ax)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3)
+    return [figure]
