@@ -79,7 +79,8 @@ def run_stages(solution: Solution, problem: Problem) -> Iterator[Stage]:
     """Start and end of every level that was trained, coarsest first, window after window.
 
     The end is the last iterate, which the next level starts from. The start of a level is left out
-    where it cannot be found again: adaptive refinement of free knots has moved them since.
+    where it cannot be found again: adaptive refinement of free knots, which have moved since, and
+    the first level's of one out of several initial networks, since a run does not keep which.
     """
     history = _history(solution, problem)
     choice = history.config.training.smoothing is not None  # then the best iterate is prolongated
@@ -89,7 +90,8 @@ def run_stages(solution: Solution, problem: Problem) -> Iterator[Stage]:
         own = history.window(record.window, end.past)
         previous = known[number - 1] if number else None
         if previous is None or previous.window != record.window:
-            yield Stage(record, "start", _initial(history, own, record.level, end), own)
+            if history.config.training.starts is None:
+                yield Stage(record, "start", _initial(history, own, record.level, end), own)
         else:
             iterate: Literal["best", "last"] = "best" if choice else "last"
             before = solution.level(previous.level, iterate, previous.window).model
