@@ -13,7 +13,7 @@ from scipy.interpolate import BSpline
 from test_analysis_spectra import config_of, trained
 
 from kanpinn import api
-from kanpinn.analysis import ProlongationChange, ResidualSpectrum, run
+from kanpinn.analysis import ProlongationChange, ResidualSpectrum, TrainingSpectra, run
 from kanpinn.analysis.prolongation_change import (
     PROJECTION,
     PROLONGATION,
@@ -111,6 +111,34 @@ def test_an_error_needs_a_reference() -> None:
     solution, _, _ = trained("kan")
     with pytest.raises(ConfigError, match="the problem has no reference"):
         run(ResidualSpectrum(of="error"), [({}, solution)], problem=NoReference())
+
+
+def test_data_alone_have_neither_residual_nor_error_everywhere() -> None:
+    solution, _, _ = trained("kan")
+    problem = NoReference()
+    problem.blocks = lambda: ()  # type: ignore[method-assign]
+    with pytest.raises(ConfigError, match=r"found 'auto', allowed: none, because no .* and"):
+        run(ResidualSpectrum(), [({}, solution)], problem=problem)
+
+
+def test_single_precision_runs() -> None:
+    """Changes are those of the run's own type; spectra are taken in float64, with three intervals
+    too, whose knots float32 rounds.
+    """
+    import kanpinn
+
+    config = config_of("kan") | {"dtype": "float32"}
+    config["model"] = {"width": 2, "order": 4, "intervals": 3}
+    prepared = api.prepare(config)
+    state = prepared.run.run()
+    solution = kanpinn.Solution(state, prepared.config.to_dict(), {"fields": ["u"]})
+    changes = run(ProlongationChange(points=100), [({}, solution)], problem=prepared.problem)
+    exact = [row["relative"] for row in changes.rows if row["transfer"] == PROLONGATION]
+    assert all(1e-9 < change < 1e-5 for change in exact)
+    spectra = run(TrainingSpectra(points=40), [({}, solution)], problem=prepared.problem)
+    assert {(row["level"], row["moment"]) for row in spectra.rows} == {
+        (level, moment) for level in range(3) for moment in ("start", "end")
+    }
 
 
 @pytest.mark.parametrize("variant", ["kan", "free", "multichannel"])

@@ -158,3 +158,15 @@ def test_intervals_too_short_to_halve() -> None:
         Knots.from_breakpoints(4, [[0.0, 1.0, np.nextafter(1.0, 2.0), 2.0]]).refined()
     with pytest.raises(KnotError, match="repeated"):
         Knots.from_breakpoints(4, [[0.0, 1.0, 1.0 + 1e-12, 2.0]]).to(dtype=torch.float32)
+
+
+def test_knots_of_a_coarser_type_are_uniform_no_longer() -> None:
+    """float32 rounds thirds by more than float64 takes for equal spacing."""
+    single = Knots.uniform_grid(4, 3, 1, dtype=torch.float32)
+    double = single.to(dtype=torch.float64)
+    assert single.uniform and not double.uniform
+    np.testing.assert_array_equal(double.breakpoints[0], single.breakpoints[0].double())
+    assert Knots.uniform_grid(4, 4, 1, dtype=torch.float32).to(dtype=torch.float64).uniform
+    x = torch.linspace(-1, 1, 9, dtype=torch.float64)[:, None]
+    both = [SplineBasis(k).dense(x.to(k.dtype), 0)[0].double() for k in (single, double)]
+    torch.testing.assert_close(*both, rtol=0, atol=1e-6)

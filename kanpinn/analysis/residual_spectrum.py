@@ -113,17 +113,20 @@ def _quantity(options: ResidualSpectrum, problem: Problem) -> Literal["residual"
         raise ConfigError(f"{options.name}: found the domain {found}, allowed: a Box")
     if options.of != "error" and equations(problem):
         return "residual"
-    if options.of == "residual":
-        raise ConfigError(
-            f"{options.name}.of: found 'residual', allowed: error, because no equation of the "
-            "problem holds everywhere inside"
-        )
-    if reference_values(problem, problem.evaluation_points()[:1]) is None:
-        raise ConfigError(
-            f"{options.name}.of: found {options.of!r}, allowed: residual, because the problem has "
-            "no reference to take an error to"
-        )
-    return "error"
+    fitted = reference_values(problem, problem.evaluation_points()[:1]) is not None
+    if options.of != "residual" and fitted:
+        return "error"
+    reasons = []
+    if not equations(problem):
+        reasons.append("no equation of the problem holds everywhere inside")
+    if not fitted:
+        reasons.append("the problem has no reference to take an error to")
+    others = {"residual": bool(equations(problem)), "error": fitted}
+    possible = [name for name, can in others.items() if can]
+    raise ConfigError(
+        f"{options.name}.of: found {options.of!r}, allowed: {' or '.join(possible) or 'none'}, "
+        f"because {' and '.join(reasons)}"
+    )
 
 
 def grid_values(stage: Stage, of: Literal["residual", "error"], points: int) -> Floats:

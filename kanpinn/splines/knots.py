@@ -230,11 +230,16 @@ class Knots:
     ) -> Knots:
         """The same knots in another floating-point type or on another device.
 
+        Knots that were equally spaced to round-off of a coarser type need not be so to that of a
+        finer one: they are then knots as any others.
+
         Raises:
             KnotError: if knots coincide in the new type.
         """
         moved = tuple(t.to(dtype=dtype or t.dtype, device=device) for t in self.breakpoints)
-        return Knots(self.order, moved, self.uniform)
+        finer = dtype is not None and torch.finfo(dtype).eps < torch.finfo(self.dtype).eps
+        uniform = self.uniform and (not finer or all(_is_uniform(t) for t in moved))
+        return Knots(self.order, moved, uniform)
 
     def __repr__(self) -> str:
         counts = sorted(set(self.n_intervals))
