@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from analysed_runs import config_of, trained
 from figure_checks import check, main_axes
 from scipy.interpolate import BSpline
-from test_analysis_spectra import config_of, trained
 
 from kanpinn import api
 from kanpinn.analysis import ProlongationChange, ResidualSpectrum, TrainingSpectra, run

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from analysed_runs import VARIANTS, config_of, trained
 from figure_checks import check, main_axes
 from torch import Tensor
 
-import kanpinn
 from kanpinn import api
 from kanpinn.analysis import TrainingSpectra, run
 from kanpinn.analysis.stages import run_stages
@@ -27,72 +25,14 @@ from kanpinn.analysis.training_spectra import (
 from kanpinn.errors import ConfigError
 from kanpinn.models import KAN
 from kanpinn.plotting.analysis import draw
-from kanpinn.problem import Problem
 from kanpinn.residuals import System
 from kanpinn.sampling import sample, stream
-from kanpinn.training import MultilevelRun, NullObserver, RunState
 from kanpinn.training.hierarchy import with_parts
 
-CONFIG: dict[str, Any] = {
-    "problem": {"name": "poisson", "dimension": 1},
-    "model": {"width": 2, "order": 4, "intervals": 2},
-    "sampling": {"interior": 30, "held_out": 30},
-    "training": {"levels": 3, "phases": [{"optimiser": "lm", "steps": 2}]},
-    "figures": False,
-}
-VARIANTS: dict[str, dict[str, Any]] = {
-    "kan": {},
-    "multichannel": {"model": {"type": "multichannel", "width": 2, "order": 4, "intervals": 2}},
-    "free": {"model": {"width": 2, "order": 4, "intervals": 2, "knots": "free"}},
-    "mlp": {"model": {"type": "mlp", "width": 3}, "training.levels": 1},
-    "adaptive": {"training.refine": "adaptive"},
-    "refitted": {"training.transfer": "least_squares"},
-    "skipping": {"training.phases": [{"optimiser": "lm", "steps": [0, 2, 0]}]},
-    "adaptive and free": {
-        "model": {"width": 2, "order": 4, "intervals": 2, "knots": "free"},
-        "training.refine": "adaptive",
-    },
-    "several starts": {"training.starts": {"count": 2}},
-    "windows": {
-        "problem": {"name": "burgers", "exact_conditions": False},
-        "training.windows": 2,
-        "training.levels": 2,
-    },
-}
 FORGETFUL = {
     "adaptive and free": ["start", "end", "end", "end"],
     "several starts": ["end", "start", "end", "start", "end"],
 }
-
-
-class Levels(NullObserver):
-    """Keeps the networks that every level starts with."""
-
-    def __init__(self) -> None:
-        self.starts: list[System] = []
-
-    def on_level(self, state: RunState) -> None:
-        self.starts.append(copy.deepcopy(state.current.system))
-
-
-def config_of(variant: str) -> dict[str, Any]:
-    config = copy.deepcopy(CONFIG)
-    for key, value in VARIANTS[variant].items():
-        first, _, rest = key.partition(".")
-        if rest:
-            config[first][rest] = value
-        else:
-            config[first] = value
-    return config
-
-
-def trained(variant: str) -> tuple[kanpinn.Solution, Problem, Levels]:
-    """A run of a few steps, its problem, and the systems at the starts of its levels."""
-    prepared = api.prepare(config_of(variant))
-    levels = Levels()
-    state = MultilevelRun(prepared.problem, prepared.run.options, levels).run()
-    solution = kanpinn.Solution(state, prepared.config.to_dict(), {"fields": ["u"]})
-    return solution, prepared.problem, levels
 
 
 def parameters(system: System) -> Tensor:
