@@ -7,11 +7,13 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 namespace {
 
-constexpr int TILE = 16;      // points worked on together: the chain rule's vectors run over them
+constexpr int TILE = 32;  // points worked on together: the chain rule's vectors run over them
 constexpr int MOST_FACTORS = 4;
 constexpr int MOST_ORDERS = 6;  // b, b', .. b^(5)
 
@@ -75,9 +77,6 @@ struct Vector {
 template <typename T>
 using Wide = typename Vector<T, LANES<T>>::Type;
 
-template <typename T>
-using Quad = typename Vector<T, 4>::Type;
-
 template <typename V, typename T>
 inline V load(const T* from) {
     return *reinterpret_cast<const V*>(from);
@@ -88,33 +87,40 @@ inline void store(T* to, V value) {
     *reinterpret_cast<V*>(to) = value;
 }
 
+// Numbers I of a vector: those of a, then those of b.
+template <typename T, int... I>
+inline Wide<T> pick(Wide<T> a, Wide<T> b, std::integer_sequence<int, I...>) {
 #if defined(__clang__) || __GNUC__ >= 12
-#define PICK(a, b, i, j, k, l) __builtin_shufflevector(a, b, i, j, k, l)
+    return __builtin_shufflevector(a, b, I...);
 #else
-#define PICK(a, b, i, j, k, l) \
-    __builtin_shuffle(a, b, typename Vector<typename Mask<sizeof((a)[0])>::Type, 4>::Type{i, j, k, l})
-template <int BYTES> struct Mask { typedef int64_t Type; };
-template <> struct Mask<4> { typedef int32_t Type; };
+    typedef std::conditional_t<sizeof(T) == 8, int64_t, int32_t> Index;
+    return __builtin_shuffle(a, b, typename Vector<Index, LANES<T>>::Type{I...});
 #endif
-
-// The sum of every four numbers apart in a vector.
-template <typename T>
-inline Quad<T> folded(Wide<T> v) {
-    T parts[LANES<T>];
-    store<Wide<T>>(parts, v);
-    Quad<T> result = load<Quad<T>>(parts);
-    for (int i = 4; i < LANES<T>; i += 4) result += load<Quad<T>>(parts + i);
-    return result;
 }
 
-// The sums of four vectors.
-template <typename T>
-inline Quad<T> sums(Wide<T> first, Wide<T> second, Wide<T> third, Wide<T> fourth) {
-    const Quad<T> a = folded<T>(first), b = folded<T>(second);
-    const Quad<T> c = folded<T>(third), d = folded<T>(fourth);
-    const Quad<T> ab = PICK(a, b, 0, 4, 2, 6) + PICK(a, b, 1, 5, 3, 7);
-    const Quad<T> cd = PICK(c, d, 0, 4, 2, 6) + PICK(c, d, 1, 5, 3, 7);
-    return PICK(ab, cd, 0, 1, 4, 5) + PICK(ab, cd, 2, 3, 6, 7);
+// Of two vectors of sums, each in WIDTH parts beside each other: one of all sums, in half as many.
+template <typename T, int WIDTH, int... I>
+inline Wide<T> halved(Wide<T> a, Wide<T> b, std::integer_sequence<int, I...>) {
+    constexpr int HALF = WIDTH / 2;  // the place of part I % HALF of sum I / HALF
+    return pick<T>(a, b, std::integer_sequence<int, (I / HALF * WIDTH + I % HALF)...>{}) +
+           pick<T>(a, b, std::integer_sequence<int, (I / HALF * WIDTH + I % HALF + HALF)...>{});
+}
+
+// The sums of COUNT vectors, a power of two, beside each other.
+template <typename T, int COUNT, int WIDTH = LANES<T>>
+inline Wide<T> sums(const Wide<T>* v) {
+    constexpr auto lanes = std::make_integer_sequence<int, LANES<T>>{};
+    if constexpr (WIDTH == 1) {
+        return v[0];
+    } else if constexpr (COUNT == 1) {
+        const Wide<T> half = halved<T, WIDTH>(v[0], v[0], lanes);
+        return sums<T, 1, WIDTH / 2>(&half);
+    } else {
+        Wide<T> half[COUNT / 2];
+        for (int i = 0; i < COUNT / 2; ++i)
+            half[i] = halved<T, WIDTH>(v[2 * i], v[2 * i + 1], lanes);
+        return sums<T, COUNT / 2, WIDTH / 2>(half);
+    }
 }
 
 // Derivatives of tanh as polynomials in its value.
@@ -443,19 +449,22 @@ template <typename T, int R, int N>
 inline void gather_local(const T* y, const T* weights, int64_t width, T* adjoint) {
     for (int start = 0; start < R; start += 4) {
         const int count = R - start < 4 ? R - start : 4;
-        Wide<T> sum[N][4] = {};
+        Wide<T> sum[N * 4] = {};
         for (int64_t q = 0; q < width; q += LANES<T>) {
             Wide<T> w[4];
             for (int l = 0; l < count; ++l)
                 w[l] = load<Wide<T>>(weights + (start + l) * width + q);
             for (int k = 0; k < N; ++k) {
                 const Wide<T> part = load<Wide<T>>(y + k * width + q);
-                for (int l = 0; l < count; ++l) sum[k][l] += part * w[l];
+                for (int l = 0; l < count; ++l) sum[4 * k + l] += part * w[l];
             }
         }
-        for (int k = 0; k < N; ++k) {
-            const Quad<T> total = sums<T>(sum[k][0], sum[k][1], sum[k][2], sum[k][3]);
-            for (int l = 0; l < count; ++l) adjoint[(k * R + start + l) * TILE] = total[l];
+        constexpr int TOGETHER = LANES<T> / 4 < N ? (N == 3 ? 1 : LANES<T> / 4) : (N == 3 ? 1 : N);
+        for (int k = 0; k < N; k += TOGETHER) {
+            const Wide<T> total = sums<T, 4 * TOGETHER>(sum + 4 * k);
+            for (int j = 0; j < TOGETHER; ++j)
+                for (int l = 0; l < count; ++l)
+                    adjoint[((k + j) * R + start + l) * TILE] = total[4 * j + l];
         }
     }
 }
