@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from kanpinn.errors import ConfigError
 from kanpinn.plotting.convergence import plot_convergence
-from kanpinn.plotting.fields import FieldSection, plot_fields, plot_snapshots
+from kanpinn.plotting.fields import FieldSection, plot_fields
 from kanpinn.plotting.gather import (
     DataRows,
     Extent,
@@ -22,6 +22,7 @@ from kanpinn.plotting.gather import (
 )
 from kanpinn.plotting.learned_functions import univariate_layers
 from kanpinn.plotting.regression import plot_parity
+from kanpinn.plotting.snapshots import plot_snapshots
 from kanpinn.plotting.style import Format, save_figure
 from kanpinn.plotting.univariate import plot_univariate
 from kanpinn.problem import Problem
