@@ -5,7 +5,9 @@ Every message is one line that names what is wrong, where, and what is allowed.
 
 from __future__ import annotations
 
-from typing import ClassVar
+import difflib
+from collections.abc import Iterable
+from typing import Any, ClassVar
 
 EXIT_OK = 0
 EXIT_FAILURE = 1
@@ -13,6 +15,16 @@ EXIT_USAGE = 2
 EXIT_DIVERGED = 3
 EXIT_TARGET_MISSED = 4
 EXIT_INTERRUPTED = 130
+
+MAX_NAME = 60  # characters; a longer name is near to nothing
+
+
+def suggestion(name: Any, allowed: Iterable[str]) -> str:
+    """``; did you mean 'width'?`` if a name is near an allowed one, otherwise nothing."""
+    if not isinstance(name, str) or len(name) > MAX_NAME:
+        return ""
+    near = difflib.get_close_matches(name, list(allowed), 1)
+    return f"; did you mean {near[0]!r}?" if near and near[0] != name else ""
 
 
 class KanpinnError(Exception):

@@ -5,7 +5,9 @@ from kanpinn.api.preparation import Prepared, prepare
 from kanpinn.api.recall import load, problem_of
 from kanpinn.api.result import SolveResult
 from kanpinn.api.session import solve
-from kanpinn.api.studies import CaseResult, Study, load_study, run_study, write_report
+from kanpinn.api.studies import run_study
+from kanpinn.api.study_report import write_report
+from kanpinn.api.study_results import CaseResult, Study, load_study
 
 __all__ = [
     "CaseResult",

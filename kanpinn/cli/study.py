@@ -20,12 +20,15 @@ SHOWN = ("level", "runs", "intervals", "parameters", "seconds", "rel_l2", "order
 @click.command(short_help="Run all cases of a study that are missing; report.")
 @click.argument("config", type=PATH)
 @click.option("--out", type=PATH, metavar="DIR", help="Study folder [runs/studies/<name>].")
+@click.option("--variant", metavar="NAME", help="One of the study's variants, such as quick.")
 @click.option("--jobs", type=int, default=1, show_default=True, help="Cases at a time.")
 @as_json("the medians")
 @click.option("-q", "--quiet", is_flag=True, help="No progress on stderr.")
 @verbose
-def study(config: Path, out: Path | None, jobs: int, as_json: bool, quiet: bool) -> int:
-    """Run the cases of CONFIG (base, axes) that have no result yet, and write the report.
+def study(
+    config: Path, out: Path | None, variant: str | None, jobs: int, as_json: bool, quiet: bool
+) -> int:
+    """Run the cases of CONFIG (base, axes, cases) that have no result yet; write the report.
 
     The same command again goes on where it was stopped. Results go to the study's folder: a run
     folder per case, and report/ with tables (CSV, Markdown, LaTeX) and a page with the figures.
@@ -33,7 +36,8 @@ def study(config: Path, out: Path | None, jobs: int, as_json: bool, quiet: bool)
     from kanpinn import api
 
     try:
-        found = api.run_study(config, out, jobs=jobs, tell=None if quiet else say)
+        tell = None if quiet else say
+        found = api.run_study(config, out, variant=variant, jobs=jobs, tell=tell)
     except KeyboardInterrupt:
         say("interrupted; the same command goes on from here")
         return EXIT_INTERRUPTED

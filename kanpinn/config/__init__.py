@@ -11,6 +11,7 @@ from kanpinn.config.run_config import (
     run_options,
     to_dict,
 )
+from kanpinn.config.study_config import parse_study
 from kanpinn.config.yaml_text import dump_yaml, parse_yaml, read_yaml
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "load_config",
     "naming",
     "parse_config",
+    "parse_study",
     "parse_yaml",
     "read_yaml",
     "resolve_device",

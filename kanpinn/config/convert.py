@@ -10,7 +10,6 @@ and other types that have a text form.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -32,12 +31,11 @@ from kanpinn.config.hints import (
     strip,
     tag_of,
 )
-from kanpinn.errors import ConfigError
+from kanpinn.errors import MAX_NAME, ConfigError, suggestion
 
 MAX_SHOWN = 5
 """Most errors shown at once."""
 LARGEST_INTEGER = 2**63 - 1
-MAX_NAME = 60
 
 _INVALID: Any = object()
 _STRICT = (bool, int, float, str)
@@ -96,14 +94,6 @@ def within(path: str, key: str) -> bool:
 def join(path: str, name: str | int) -> str:
     """The dotted path of an entry."""
     return f"{path}.{name}" if path else str(name)
-
-
-def suggestion(name: Any, allowed: Sequence[str]) -> str:
-    """``; did you mean 'width'?`` if a name is near an allowed one, otherwise nothing."""
-    if not isinstance(name, str) or len(name) > MAX_NAME:
-        return ""
-    near = difflib.get_close_matches(name, allowed, 1)
-    return f"; did you mean {near[0]!r}?" if near and near[0] != name else ""
 
 
 def show(value: Any) -> str:

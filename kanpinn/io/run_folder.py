@@ -134,6 +134,27 @@ class RunFolder:
             return None
         return found if isinstance(found, dict) else None
 
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """The logged lines so far; none if there are none yet."""
+        try:
+            lines = self.metrics.read_text(encoding="utf-8").splitlines()
+        except (OSError, ValueError):
+            return []
+        rows = []
+        for line in lines:
+            with suppress(ValueError):  # the last line of a run that was killed
+                rows.append(json.loads(line))
+        return rows
+
+    @property
+    def last_words(self) -> str | None:
+        """The last line of the log, without its time: of a run that failed, what went wrong."""
+        try:
+            lines = self.log.read_text(encoding="utf-8").split("\n")
+        except (OSError, ValueError):
+            return None
+        return next((line.partition(" ")[2] for line in reversed(lines) if line.strip()), None)
+
     @property
     def status(self) -> Status | None:
         """How the run ended, or ``None`` if it never came to an end."""
@@ -233,7 +254,7 @@ class RunWriter:
         try:
             with ExitStack() as opened:
                 self._log = opened.enter_context(folder.log.open("a", encoding="utf-8"))
-                _lock(self._log, folder.path)
+                lock(self._log, folder.path, "run")
                 self._metrics = opened.enter_context(folder.metrics.open("a", encoding="utf-8"))
                 opened.pop_all()  # all is well: the files stay open
         except OSError as error:
@@ -277,8 +298,12 @@ class RunWriter:
         write_atomically(self.folder.summary, to_json(summary, indent=2) + "\n")
 
 
-def _lock(file: TextIO, path: Path) -> None:
-    """Lock an open file until it is closed, or refuse."""
+def lock(file: TextIO, path: Path, what: str) -> None:
+    """Lock an open file until it is closed, or refuse: somebody is at work on ``what`` in a folder.
+
+    Raises:
+        RunFolderError: if another process has locked it.
+    """
     if sys.platform == "win32":  # no fcntl there
         return
     import fcntl
@@ -286,7 +311,7 @@ def _lock(file: TextIO, path: Path) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise RunFolderError(f"{path}: another process is at work on this run") from None
+        raise RunFolderError(f"{path}: another process is at work on this {what}") from None
     except OSError:  # a file system without locks: the run goes on without this guard
         return
 

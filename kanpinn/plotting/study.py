@@ -17,7 +17,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from kanpinn.io.run_folder import write_atomically
 from kanpinn.io.study_tables import columns, shown
 from kanpinn.plotting import style
-from kanpinn.study import COLUMNS, SEED, LevelRow
+from kanpinn.study import SEED, LevelRow, is_column
 
 Medians = Sequence[Mapping[str, Any]]
 ABSCISSAE = {"h": "width of intervals, relative", "parameters": "parameters", "seconds": "time (s)"}
@@ -133,7 +133,7 @@ def _spread(rows: Sequence[LevelRow]) -> Figure:
 
 def _group(labels: Mapping[str, Any]) -> str:
     """The axes but the seed, in words."""
-    return ", ".join(f"{k}={v}" for k, v in labels.items() if k not in COLUMNS | {SEED})
+    return ", ".join(f"{k}={v}" for k, v in labels.items() if k != SEED and not is_column(k))
 
 
 def _grouped(medians: Medians) -> dict[str, list[Mapping[str, Any]]]:

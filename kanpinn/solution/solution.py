@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 
@@ -18,6 +17,7 @@ from kanpinn.errors import ConfigError
 from kanpinn.models import FieldNetwork, KnotLayer, PowerReluLayer
 from kanpinn.residuals import System
 from kanpinn.solution.evaluator import Evaluator, Outside, Side, Values
+from kanpinn.solution.history import history_columns
 from kanpinn.splines import relu_to_spline
 from kanpinn.training import LevelRecord, LevelState, RunState, Weights
 
@@ -250,9 +250,7 @@ class Solution:
     @property
     def history(self) -> dict[str, NDArray[Any]]:
         """The logged lines as columns; a number that was not logged is NaN."""
-        rows = self._run.state.history
-        names = dict.fromkeys(name for row in rows for name in row)
-        return {name: _column([row.get(name) for row in rows]) for name in names}
+        return history_columns(self._run.state.history)
 
     def knots(self, layer: int, part: str | None = None) -> list[NDArray[Any]]:
         """Breakpoints of a layer, one array ``(n + 1,)`` per input channel.
@@ -342,14 +340,6 @@ def _moved(level: LevelState, device: torch.device | str, dtype: torch.dtype | N
     system = copy.deepcopy(level.system).to(device=device, dtype=dtype)
     best = {name: value.to(device=device, dtype=dtype) for name, value in level.best.items()}
     return replace(level, system=system, best=best)
-
-
-def _column(values: Sequence[Any]) -> NDArray[Any]:
-    if any(isinstance(value, str) for value in values):
-        return np.array(["" if value is None else value for value in values])
-    if any(value is None or isinstance(value, float) for value in values):
-        return np.array([np.nan if value is None else value for value in values], dtype=float)
-    return np.array(values)
 
 
 def _short(value: float | None) -> str:

@@ -1,30 +1,50 @@
-"""A study's design: a base config, and the axes that its cases vary."""
+"""A study's design: a base config, the axes that its cases vary, and the work each may take."""
 
 from __future__ import annotations
 
 import hashlib
 import itertools
 import json
-import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, Any, Literal
+
+from annotated_types import Gt
 
 from kanpinn.errors import ConfigError
+from kanpinn.training import TrainingOptions
 
-KEYS = ("base", "axes", "name")
-SEED = "seed"  # the axis that medians are taken over
-# Columns of the tables, which no axis can be called like.
-COLUMNS = frozenset(
-    {"status", "window", "level", "intervals", "h", "parameters", "points", "steps", "evaluations"}
-    | {"seconds", "loss_before", "loss_after", "loss", "heldout_residual", "rel_l2", "order"}
-    | {"ended_by", "runs", "left_out", "rel_l2_q1", "rel_l2_q3", "optimiser_limited"}
-)
 LONGEST_NAME = 80  # characters of a case's folder
-MOST_CASES = 10_000
+WORK = "training.work"
 
 Changes = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """The same work for all cases, in equal parts for their levels."""
+
+    of: Annotated[Literal["operations", "evaluations"], "what is counted"]
+    total: Annotated[float, Gt(0), "how many a case has in all"]
+
+    def work(self, training: TrainingOptions) -> dict[str, Any]:
+        """What ``training.work`` is with it: ``total / n`` for each of the ``n`` levels with steps.
+
+        In time windows every level is trained once in each. Parts are rounded down, so that no case
+        has more than the total.
+
+        Raises:
+            ConfigError: if not even one is left for every level.
+        """
+        trained = sum(training.steps_on(level) > 0 for level in range(training.levels))
+        count = trained * training.windows
+        if self.total < count:
+            raise ConfigError(
+                f"budget.total: found {self.total:g}, allowed: at least {count}, one for every "
+                "level with steps"
+            )
+        return {"of": self.of, "per_level": int(self.total // count)}
 
 
 @dataclass(frozen=True)
@@ -34,10 +54,12 @@ class Case:
     Attributes:
         labels: by axis, the value in words.
         changes: dotted keys of the base config, and their values here.
+        budget: of the study, if it has one.
     """
 
     labels: Mapping[str, str]
     changes: Changes
+    budget: Budget | None = None
 
     @property
     def title(self) -> str:
@@ -47,7 +69,8 @@ class Case:
     @property
     def folder(self) -> str:
         """Name of the case's folder: readable, and different for different changes."""
-        digest = hashlib.sha256(json.dumps(self.changes, sort_keys=True).encode()).hexdigest()[:8]
+        asked = self.changes if self.budget is None else [self.changes, asdict(self.budget)]
+        digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8]
         words = re.sub(r"[^A-Za-z0-9.=+-]+", "_", self.title.replace(", ", "_"))
         return f"{words[:LONGEST_NAME]}-{digest}"
 
@@ -56,103 +79,71 @@ class Case:
         """The changes as on the command line of ``solve``."""
         return [f"{key}={json.dumps(value)}" for key, value in self.changes.items()]
 
+    def work_override(self, training: TrainingOptions) -> list[str]:
+        """What the budget makes of ``training.work``, as on the command line; empty without one.
+
+        Args:
+            training: of this case, without it.
+
+        Raises:
+            ConfigError: if the case, or the base config, says itself how much work there is.
+        """
+        if self.budget is None:
+            return []
+        own = [key for key in self.changes if key == WORK or key.startswith(f"{WORK}.")]
+        if own or getattr(training, "work", None) is not None:
+            raise ConfigError(
+                f"{WORK}: contradicts the study's budget, which sets it; leave one of them out"
+            )
+        return [f"{WORK}={json.dumps(self.budget.work(training))}"]
+
 
 @dataclass(frozen=True)
 class Design:
-    """A base config and the axes of a study; its cases are all combinations.
+    """A base config and what a study varies in it; its cases are all combinations.
 
     Attributes:
         name: of the study.
-        base: path of the base config, relative to the study's file.
-        axes: by name, the labels of its values and what each changes.
+        base: path of the base config, relative to the study's file, or the config itself.
+        axes: by name, the labels of its values and what each changes. Listed cases are the axis
+            ``case``.
+        set: changed in every case, on top of what the axes change.
+        budget: of work, the same for every case.
+        variant: which of the study's variants this is.
     """
 
     name: str
-    base: str
+    base: str | Mapping[str, Any]
     axes: Mapping[str, Mapping[str, Changes]] = field(default_factory=dict)
+    set: Changes = field(default_factory=dict)
+    budget: Budget | None = None
+    variant: str | None = None
+
+    @property
+    def folder(self) -> str:
+        """Name of its folder, unless another is asked for."""
+        return self.name if self.variant is None else f"{self.name}-{self.variant}"
 
     def cases(self) -> list[Case]:
         """All combinations, the last axis fastest."""
         return list(self._combinations())
 
+    def as_dict(self) -> dict[str, Any]:
+        """As in a study's file: what is read back is the same design, but for its variant."""
+        data: dict[str, Any] = {"name": self.name, "base": self.base}
+        data["axes"] = {axis: dict(values) for axis, values in self.axes.items()}
+        if self.set:
+            data["set"] = dict(self.set)
+        if self.budget is not None:
+            data["budget"] = asdict(self.budget)
+        return data
+
     def _combinations(self) -> Iterator[Case]:
         for combination in itertools.product(*(axis.items() for axis in self.axes.values())):
             labels = dict(zip(self.axes, (label for label, _ in combination), strict=True))
             changes: dict[str, Any] = {}
-            for _, part in combination:
-                changes.update(part)
-            yield Case(labels, changes)
-
-
-def parse_design(data: Mapping[str, Any], source: str, default_name: str) -> Design:
-    """The design that a study's YAML file holds.
-
-    Args:
-        data: what the file holds.
-        source: names it in messages.
-        default_name: of a study that gives itself none.
-
-    Raises:
-        ConfigError: for unknown keys, empty axes, or axes that change the same thing.
-    """
-    for key in data:
-        if key not in KEYS:
-            raise ConfigError(f"{source}: {key}: unknown key; allowed: {', '.join(KEYS)}")
-    base = data.get("base")
-    if not isinstance(base, str):
-        raise ConfigError(f"{source}: base: found {base!r}; a path of a config is needed")
-    name = data.get("name", re.sub(r"\W+", "_", default_name))
-    if not isinstance(name, str) or not re.fullmatch(r"\w[\w.+-]*", name):
-        raise ConfigError(
-            f"{source}: name: found {name!r}; a letter, then letters, digits and .+-_"
-        )
-    given = data.get("axes")
-    if not isinstance(given, Mapping) or not given:
-        raise ConfigError(f"{source}: axes: found {given!r}; a mapping of at least one is needed")
-    axes = {str(axis): _axis(str(axis), values, source) for axis, values in given.items()}
-    _check_distinct(axes, source)
-    count = 1
-    for values in axes.values():
-        count *= len(values)
-    if count > MOST_CASES:
-        raise ConfigError(f"{source}: axes: {count} cases; at most {MOST_CASES} are allowed")
-    return Design(name, base, axes)
-
-
-def _axis(name: str, values: Any, source: str) -> dict[str, Changes]:
-    """Labels and changes of an axis: a list of values of a key, or named sets of changes."""
-    where = f"{source}: axes.{name}"
-    if name in COLUMNS:
-        raise ConfigError(f"{where}: is a column of the report; choose another name for the axis")
-    if not isinstance(values, Sequence | Mapping) or isinstance(values, str) or not values:
-        raise ConfigError(
-            f"{where}: found {values!r}; allowed: a list of values of the key {name}, or a mapping "
-            "of labels to the keys they change"
-        )
-    if isinstance(values, Mapping):
-        for label, changes in values.items():
-            if not isinstance(changes, Mapping):
-                raise ConfigError(f"{where}.{label}: found {changes!r}; KEY: VALUE is needed")
-        return {str(label): dict(changes) for label, changes in values.items()}
-    axis: dict[str, Changes] = {_label(value): {name: value} for value in values}
-    if any(isinstance(value, float) and not math.isfinite(value) for value in values):
-        raise ConfigError(f"{where}: found a value that is not finite")
-    if len(axis) < len(values):
-        raise ConfigError(f"{where}: a value is repeated")
-    return axis
-
-
-def _label(value: Any) -> str:
-    return str(value) if isinstance(value, str | int | float) else json.dumps(value)
-
-
-def _check_distinct(axes: Mapping[str, Mapping[str, Changes]], source: str) -> None:
-    """Refuse axes that change the same key, or one inside of another's."""
-    keys = {
-        axis: {key for changes in values.values() for key in changes}
-        for axis, values in axes.items()
-    }
-    for one, other in itertools.combinations(axes, 2):
-        for a, b in itertools.product(sorted(keys[one]), sorted(keys[other])):
-            if a == b or a.startswith(f"{b}.") or b.startswith(f"{a}."):
-                raise ConfigError(f"{source}: axes {one} and {other} contradict: both change {a}")
+            for part in (*(part for _, part in combination), self.set):
+                for key, value in part.items():
+                    changes.pop(key, None)  # the last one counts, in its own turn
+                    changes[key] = value
+            yield Case(labels, changes, self.budget)

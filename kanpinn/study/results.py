@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from kanpinn.study.design import SEED, Case
+from kanpinn.study.columns import SEED
+from kanpinn.study.design import Case
 
 FAILED = ("diverged", "failed")
 
