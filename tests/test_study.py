@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ import kanpinn
 from kanpinn import api
 from kanpinn.cli import main
 from kanpinn.errors import RunFolderError
-from kanpinn.study import Case, level_rows, medians, observed_order
 
 BASE = """
 problem: {name: poisson, dimension: 1}
@@ -34,60 +32,6 @@ def written(folder: Path, study: str = STUDY, base: str = BASE) -> Path:
     (folder / "base.yaml").write_text(base)
     (folder / "orders.yaml").write_text(study)
     return folder / "orders.yaml"
-
-
-def summary(**changed: Any) -> dict[str, Any]:
-    """A run's summary with two levels whose errors fall with order 3."""
-    level: dict[str, Any] = {
-        "n_params": 9,
-        "n_points": 30,
-        "steps": 5,
-        "evaluations": 12,
-        "wall_s": 2.0,
-    }
-    level |= {"loss_before_prolongation": None, "loss_after_prolongation": None, "loss": 1e-3}
-    level |= {"heldout_residual": 0.1, "stop_reason": "steps"}
-    levels = [
-        {**level, "level": 0, "n_intervals": [2, 4], "rel_l2": 8e-2},
-        {**level, "level": 1, "n_intervals": [4, 8], "rel_l2": 1e-2},
-    ]
-    return {"status": "completed", "levels": levels, **changed}
-
-
-def test_observed_orders() -> None:
-    assert observed_order((8e-2, 1e-2), (0.5, 0.25)) == pytest.approx(3)
-    assert observed_order((8e-2, None), (0.5, 0.25)) is None
-    assert observed_order((8e-2, 1e-2), (0.5, 0.5)) is None
-    coarse, fine = level_rows(Case({"seed": "1"}, {"seed": 1}), summary())
-    assert coarse.order is None and fine.order == pytest.approx(3)
-    assert coarse.h == pytest.approx(1 / math.sqrt(8))
-    assert (fine.seconds, fine.evaluations) == (4.0, 24)
-
-
-def test_medians_over_seeds_leave_out_what_diverged() -> None:
-    rows = []
-    for seed, factor in enumerate((1.0, 2.0, 4.0, 100.0)):
-        found = summary(status="diverged" if factor == 100 else "completed")
-        for level in found["levels"]:
-            level["rel_l2"] *= factor
-        rows += level_rows(Case({"width": "4", "seed": str(seed)}, {}), found)
-    coarse, fine = medians(rows)
-    assert (fine["order"], fine["runs"], fine["left_out"]) == (pytest.approx(3), 3, 1)
-    assert fine["rel_l2"] == pytest.approx(2e-2)
-    assert (fine["rel_l2_q1"], fine["rel_l2_q3"]) == (pytest.approx(1.5e-2), pytest.approx(3e-2))
-    assert coarse["level"] == 0 and "seed" not in coarse
-
-
-def test_time_windows_are_no_seeds() -> None:
-    found = summary()
-    found["levels"] = [{**level, "window": w} for w in (0, 1) for level in found["levels"]]
-    rows = medians(level_rows(Case({"seed": "1"}, {"seed": 1}), found))
-    assert [(row["window"], row["level"], row["runs"]) for row in rows] == [
-        (0, 0, 1),
-        (0, 1, 1),
-        (1, 0, 1),
-        (1, 1, 1),
-    ]
 
 
 def test_a_study_runs_what_is_missing_and_reports(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from kanpinn.api.study_results import REPORT, Study
 from kanpinn.errors import RunFolderError
@@ -25,8 +26,18 @@ def write_report(study: Study) -> Path:
 
 def _write_report(study: Study, report: Path) -> None:
     report.mkdir(exist_ok=True)
-    write_tables(report, [row.flat() for row in study.rows()], study.medians())
+    write_tables(report, tables(study))
     from kanpinn.plotting.study import write_page
 
     failures = [(found.case.title, found.error or "no result") for found in study.missing]
     write_page(report / "report.html", study.design.name, study.rows(), study.medians(), failures)
+
+
+def tables(study: Study) -> dict[str, list[dict[str, Any]]]:
+    """All tables, by the names of their files."""
+    return {
+        "levels": [row.flat() for row in study.rows()],
+        "medians": study.medians(),
+        "finals": study.finals(),
+        "final_medians": study.final_medians(),
+    }

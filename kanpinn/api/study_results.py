@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,16 @@ from kanpinn.config import parse_study, read_yaml
 from kanpinn.errors import ConfigError, RunFolderError, suggestion
 from kanpinn.io.run_folder import RunFolder, Status
 from kanpinn.solution import Solution, history_columns
-from kanpinn.study import Case, Design, LevelRow, label, level_rows, medians
+from kanpinn.study import (
+    Case,
+    Design,
+    LevelRow,
+    final_medians,
+    finals_of,
+    label,
+    level_rows,
+    medians,
+)
 
 DESIGN, CASES, REPORT = "study.yaml", "cases", "report"
 # What the stored design has beside that of a study's file.
@@ -78,16 +87,19 @@ class Study:
 
     def rows(self) -> list[LevelRow]:
         """A row per level of every case that has a result."""
-        return [
-            row
-            for found in self.cases
-            if found.summary is not None
-            for row in level_rows(found.case, found.summary)
-        ]
+        return [row for found in self._known() for row in level_rows(*found)]
 
     def medians(self) -> list[dict[str, Any]]:
         """Medians and quartiles over the axis ``seed``, per level and combination of the others."""
         return medians(self.rows())
+
+    def finals(self) -> list[dict[str, Any]]:
+        """A row per case that has a result: its last level, fitted orders, its metrics."""
+        return finals_of(self._known())
+
+    def final_medians(self) -> list[dict[str, Any]]:
+        """The finals over the axis ``seed``: medians, quartiles, means, standard deviations."""
+        return final_medians(self.finals(), self.design.axes)
 
     def select(self, **labels: Any) -> Study:
         """The study of some of its cases: those with a label, or one of a list of labels, per axis.
@@ -120,6 +132,12 @@ class Study:
                 return history_columns(found.lines)
         near = suggestion(name, [found.case.title for found in self.cases])
         raise ConfigError(f"{self.folder}: the study has no case {name!r}{near}")
+
+    def _known(self) -> Iterator[tuple[Case, dict[str, Any], list[dict[str, Any]]]]:
+        """Cases that have a result, with summaries and logged lines."""
+        for found in self.cases:
+            if found.summary is not None:
+                yield found.case, found.summary, found.lines
 
     def _labels(self, axis: str, value: Any) -> list[str]:
         """The labels that a value of :meth:`select` stands for."""

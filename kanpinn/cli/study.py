@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,7 +14,14 @@ from kanpinn.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_OK
 if TYPE_CHECKING:
     from kanpinn.api import Study
 
-SHOWN = ("level", "runs", "intervals", "parameters", "seconds", "rel_l2", "order")
+SHOWN = (
+    *("window", "level", "runs", "left_out", "intervals", "parameters", "seconds"),
+    *("heldout_residual", "rel_l2", "order", "order_change", "error_estimate"),
+)
+FINALS = (
+    *("runs", "left_out", "limited", "parameters", "seconds", "operations", "loss"),
+    *("rel_l2", "fitted_order", "gci"),
+)
 
 
 @click.command(short_help="Run all cases of a study that are missing; report.")
@@ -58,19 +65,39 @@ def report(study: Path, as_json: bool) -> int:
 
 
 def _show(found: Study, as_json: bool) -> int:
-    """The medians on stdout."""
+    """How the cases ended, and the levels, over the seeds, on stdout."""
     from kanpinn.io.run_folder import to_json
-    from kanpinn.io.study_tables import shown
+    from kanpinn.study import too_few_levels
 
-    rows = found.medians()
+    medians, finals = found.medians(), found.final_medians()
     if as_json:
-        click.echo(to_json({"medians": rows, "missing": len(found.missing)}, indent=2))
-    elif rows:
-        names = [name for name in rows[0] if name in found.design.axes or name in SHOWN]
-        print_table(names, [[shown(row.get(name)) for name in names] for row in rows])
-        click.echo()
+        result = {"medians": medians, "finals": finals, "missing": len(found.missing)}
+        click.echo(to_json(result, indent=2))
+    else:
+        _print(found, medians, SHOWN)
+        _print(found, finals, FINALS)
+        note = too_few_levels(found.rows())
+        if note:
+            click.echo(note)
     for missing in found.missing:
         say(f"no result: {missing.case.title}: {missing.error or 'not run'}")
     if not as_json:
         click.echo(f"report: {short_path(found.folder / 'report' / 'report.html')}")
     return EXIT_FAILURE if found.missing else EXIT_OK
+
+
+def _print(found: Study, rows: list[dict[str, Any]], columns: tuple[str, ...]) -> None:
+    """Some columns of a table, those of the problem's own metrics included."""
+    from kanpinn.io.study_tables import for_people
+    from kanpinn.study.columns import METRICS
+
+    if not rows:
+        return
+    short = for_people(rows)
+    names = [
+        name
+        for name in short[0]
+        if name in found.design.axes or name in columns or name.startswith(METRICS)
+    ]
+    print_table(names, [[row[name] for name in names] for row in short])
+    click.echo()

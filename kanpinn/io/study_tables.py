@@ -9,16 +9,72 @@ from pathlib import Path
 from typing import Any
 
 from kanpinn.io.run_folder import write_atomically
+from kanpinn.study.columns import ERRORS, METRICS, QUARTILES, SPREAD
 
 Rows = Sequence[Mapping[str, Any]]
+LONG = 10_000_000  # whole numbers from here on are counts of work: rounded
 
 
-def write_tables(folder: Path, levels: Rows, medians: Rows) -> None:
-    """Write ``levels.csv`` with all rows, and ``medians`` as CSV, Markdown and LaTeX."""
-    write_atomically(folder / "levels.csv", to_csv(levels))
-    write_atomically(folder / "medians.csv", to_csv(medians))
-    write_atomically(folder / "medians.md", to_markdown(medians))
-    write_atomically(folder / "medians.tex", to_latex(medians))
+def write_tables(folder: Path, tables: Mapping[str, Rows]) -> None:
+    """Write every table as CSV with all digits, and as Markdown and LaTeX for people."""
+    for name, rows in tables.items():
+        write_atomically(folder / f"{name}.csv", to_csv(rows))
+        short = for_people(rows)
+        write_atomically(folder / f"{name}.md", to_markdown(short))
+        write_atomically(folder / f"{name}.tex", to_latex(short))
+
+
+def for_people(rows: Rows) -> list[dict[str, str]]:
+    """The table in brief: rounded, without columns that say nothing, the spread behind its number.
+
+    Quartiles stand in brackets behind the median, and standard deviations in parentheses behind the
+    mean, where there are several runs that differ; those of costs and orders are left out.
+    """
+    names = [name for name in columns(rows) if _says_something(name, rows)]
+    several = any((row.get("runs") or 1) > 1 for row in rows)
+    found: list[dict[str, str]] = [{} for _ in rows]
+    for name in names:
+        stem, ending = _parts(name)
+        if ending in QUARTILES or ending == SPREAD[1]:
+            continue  # with what they belong to
+        if ending == SPREAD[0] and not several:
+            continue  # the number itself
+        for row, cells in zip(rows, found, strict=True):
+            cells[f"{stem} mean" if ending else name] = _cell(row, name, several)
+    return found
+
+
+def _cell(row: Mapping[str, Any], name: str, several: bool) -> str:
+    """A number with its spread."""
+    text, (stem, ending) = shown(row.get(name)), _parts(name)
+    if ending:
+        deviation = row.get(f"{stem}{SPREAD[1]}")
+        return text if deviation is None else f"{text} ({shown(deviation)})"
+    low, high = (row.get(f"{name}{end}") for end in QUARTILES)
+    if not several or low is None or not _has_spread(name):
+        return text
+    spread = [shown(low), shown(high)]
+    return text if set(spread) == {text} else f"{text} [{', '.join(spread)}]"
+
+
+def _parts(name: str) -> tuple[str, str]:
+    """A column's name without its ending, and that."""
+    for ending in (*QUARTILES, *SPREAD):
+        if name.endswith(ending):
+            return name.removesuffix(ending), ending
+    return name, ""
+
+
+def _has_spread(name: str) -> bool:
+    return name in ("loss", "heldout_residual", *ERRORS) or name.startswith(METRICS)
+
+
+def _says_something(name: str, rows: Rows) -> bool:
+    """Whether a column holds anything; what is counted or numbered, anything but zero."""
+    values = [row.get(name) for row in rows]
+    if name in ("window", "left_out", "limited"):
+        return any(values)
+    return any(value is not None for value in values)
 
 
 def columns(rows: Rows) -> list[str]:
@@ -30,8 +86,14 @@ def shown(value: Any) -> str:
     """A value in a table for people: ``-`` where there is none."""
     if value is None:
         return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int) and abs(value) >= LONG:
+        value = float(value)
     if not isinstance(value, float):
         return str(value)
+    if value == 0:
+        return "0"
     return f"{value:.3g}" if 0.01 <= abs(value) < 1000 else f"{value:.2e}"
 
 
@@ -46,7 +108,7 @@ def to_csv(rows: Rows) -> str:
 
 
 def to_markdown(rows: Rows) -> str:
-    """A table of numbers rounded for people."""
+    """A table; ``|`` is escaped."""
     names = columns(rows)
     lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
     lines += [f"| {' | '.join(_escaped(shown(row.get(n))) for n in names)} |" for row in rows]

@@ -155,7 +155,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
     names = columns(rows)
     head = "".join(f"<th>{html.escape(name)}</th>" for name in names)
     body = "".join(
-        f"<tr{' class=limited' if row.get('optimiser_limited') else ''}>"
+        f"<tr{' class=limited' if row.get('limited') else ''}>"
         + "".join(f"<td>{html.escape(shown(row.get(name)))}</td>" for name in names)
         + "</tr>"
         for row in rows

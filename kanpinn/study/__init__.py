@@ -2,8 +2,16 @@
 
 from kanpinn.study.columns import CASE, COLUMNS, SEED, is_column
 from kanpinn.study.design import Budget, Case, Design
+from kanpinn.study.medians import final_medians, medians
 from kanpinn.study.options import StudyOptions, VariantOptions, label, make_design
-from kanpinn.study.results import LevelRow, level_rows, medians, observed_order
+from kanpinn.study.orders import (
+    Extrapolation,
+    FittedOrder,
+    extrapolate,
+    fitted_order,
+    observed_order,
+)
+from kanpinn.study.results import LevelRow, final_row, finals_of, level_rows, too_few_levels
 
 __all__ = [
     "CASE",
@@ -12,13 +20,21 @@ __all__ = [
     "Budget",
     "Case",
     "Design",
+    "Extrapolation",
+    "FittedOrder",
     "LevelRow",
     "StudyOptions",
     "VariantOptions",
+    "extrapolate",
+    "final_medians",
+    "final_row",
+    "finals_of",
+    "fitted_order",
     "is_column",
     "label",
     "level_rows",
     "make_design",
     "medians",
     "observed_order",
+    "too_few_levels",
 ]

@@ -1,17 +1,18 @@
-"""What a study's runs say: a row per level of every case, orders, medians over seeds."""
+"""What a study's runs say: a row per level of every case, and a row for how each ended."""
 
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from kanpinn.study.columns import SEED
+from kanpinn.study.columns import COSTS, ERRORS, FITTED, METRICS, ORDERS
 from kanpinn.study.design import Case
+from kanpinn.study.limits import limited_by_optimiser
+from kanpinn.study.orders import Extrapolation, extrapolate, fitted_order, observed_order
 
-FAILED = ("diverged", "failed")
+Lines = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class LevelRow:
         points: trained on.
         steps: on this level.
         evaluations: of the loss or the residuals, up to the end of this level.
+        operations: the same of floating-point operations; ``None`` if they were not counted.
         seconds: up to the end of this level.
         loss_before: on this level's points, before the prolongation; ``None`` on the first level.
         loss_after: the same, after it.
@@ -36,7 +38,15 @@ class LevelRow:
         heldout_residual: root mean square on points never trained on.
         rel_l2: error against the reference, ``None`` without one.
         order: observed, from the level before to this one.
-        ended_by: why the level ended; ``optimiser`` marks one that the optimiser limits.
+        linf: largest error; with its order.
+        h1: relative error of the gradient; with its order.
+        change: ``c = |u_k - u_{k-1}| / |u_k|`` from the level before.
+        order_change: the order by which the change falls, from the third level on.
+        error_estimate: Richardson's, by that order, where it is positive.
+        gci: the grid convergence index, 1.25 times the estimate.
+        limited: whether the optimiser limits the level, ``None`` if that is not known; see
+            :func:`~kanpinn.study.limits.limited_by_optimiser`.
+        ended_by: why the level ended.
     """
 
     labels: Mapping[str, str]
@@ -49,6 +59,7 @@ class LevelRow:
     points: int
     steps: int
     evaluations: int
+    operations: float | None
     seconds: float
     loss_before: float | None
     loss_after: float | None
@@ -56,6 +67,15 @@ class LevelRow:
     heldout_residual: float | None
     rel_l2: float | None
     order: float | None
+    linf: float | None
+    order_linf: float | None
+    h1: float | None
+    order_h1: float | None
+    change: float | None
+    order_change: float | None
+    error_estimate: float | None
+    gci: float | None
+    limited: bool | None
     ended_by: str | None
 
     def flat(self) -> dict[str, Any]:
@@ -65,85 +85,128 @@ class LevelRow:
         return {**self.labels, **own}
 
 
-def observed_order(
-    errors: tuple[float | None, float | None], widths: tuple[float | None, float | None]
-) -> float | None:
-    """``log(e1 / e2) / log(h1 / h2)``; ``None`` where errors or widths are missing or equal."""
-    (e1, e2), (h1, h2) = errors, widths
-    if not (e1 and e2 and h1 and h2) or h1 == h2:
-        return None
-    return math.log(e1 / e2) / math.log(h1 / h2)
+def level_rows(case: Case, summary: Mapping[str, Any], lines: Lines = ()) -> list[LevelRow]:
+    """The levels of a case, from its run's summary; those of time windows in their order.
 
-
-def level_rows(case: Case, summary: Mapping[str, Any]) -> list[LevelRow]:
-    """The levels of a case, from its run's summary; those of time windows in their order."""
+    Args:
+        case: whose run it is.
+        summary: of the run.
+        lines: that the run has logged.
+    """
     rows: list[LevelRow] = []
-    seconds, evaluations = 0.0, 0
     for record in summary["levels"]:
-        seconds, evaluations = seconds + record["wall_s"], evaluations + record["evaluations"]
+        previous = rows[-1] if rows else None
+        before = previous if record["level"] and previous else None  # none in a new time window
         intervals = tuple(record["n_intervals"])
         h = math.prod(intervals) ** (-1 / len(intervals)) if intervals else None
-        before = rows[-1] if rows and record["level"] else None
-        order = None
-        if before is not None:
-            order = observed_order((before.rel_l2, record["rel_l2"]), (before.h, h))
+        window = record.get("window") or 0
+        here = [
+            line
+            for line in lines
+            if ((line.get("window") or 0), line["level"]) == (window, record["level"])
+        ]
         rows.append(
             LevelRow(
                 labels=case.labels,
                 status=summary["status"],
-                window=record.get("window") or 0,
+                window=window,
                 level=record["level"],
                 intervals=intervals,
                 h=h,
                 parameters=record["n_params"],
                 points=record["n_points"],
                 steps=record["steps"],
-                evaluations=evaluations,
-                seconds=seconds,
                 loss_before=record["loss_before_prolongation"],
                 loss_after=record["loss_after_prolongation"],
                 loss=record["loss"],
                 heldout_residual=record["heldout_residual"],
-                rel_l2=record["rel_l2"],
-                order=order,
+                limited=limited_by_optimiser(record, here),
                 ended_by=record["stop_reason"],
+                **_costs(record, previous),
+                **_errors(record, before, h),
+                **_estimates(record.get("change"), before, h),
             )
         )
     return rows
 
 
-def medians(rows: Iterable[LevelRow]) -> list[dict[str, Any]]:
-    """Medians and quartiles over the seeds, a row per level and combination of the other axes.
-
-    Of runs in time windows a row per window and level: its error is that of all times up to there.
-    Runs that diverged or failed are kept out, and counted.
-    """
-    groups: dict[tuple[Any, ...], list[LevelRow]] = {}
-    for row in rows:
-        others = tuple((axis, label) for axis, label in row.labels.items() if axis != SEED)
-        groups.setdefault((others, row.window, row.level), []).append(row)
-    return [_median(dict(key[0]), group) for key, group in groups.items()]
+def _costs(record: Mapping[str, Any], previous: LevelRow | None) -> dict[str, Any]:
+    """Sums up to the end of a level; ``None`` from the first on that was not counted."""
+    keys = dict(zip(COSTS, ("wall_s", "evaluations", "operations"), strict=True))
+    sums: dict[str, Any] = {}
+    for name, key in keys.items():
+        own, so_far = record.get(key), 0 if previous is None else getattr(previous, name)
+        sums[name] = None if own is None or so_far is None else so_far + own
+    return sums
 
 
-def _median(labels: Mapping[str, str], group: Sequence[LevelRow]) -> dict[str, Any]:
-    whole = [row for row in group if row.status not in FAILED]
-    found: dict[str, Any] = {**labels, "window": group[0].window, "level": group[0].level}
-    found["runs"] = len(whole)
-    found["left_out"] = len(group) - len(whole)
-    found["intervals"] = "/".join(map(str, group[0].intervals))
-    found["parameters"] = group[0].parameters
-    for name in ("seconds", "loss", "heldout_residual", "rel_l2", "order"):
-        values = [value for row in whole if (value := getattr(row, name)) is not None]
-        found[name] = statistics.median(values) if values else None
-        if name == "rel_l2":
-            low, high = _quartiles(values)
-            found["rel_l2_q1"], found["rel_l2_q3"] = low, high
-    found["optimiser_limited"] = sum(row.ended_by == "optimiser" for row in whole)
+def _errors(record: Mapping[str, Any], before: LevelRow | None, h: float | None) -> dict[str, Any]:
+    """Errors in all norms, with their observed orders."""
+    found: dict[str, Any] = {}
+    for name in ERRORS:
+        error = found[name] = record.get(name)
+        found[ORDERS[name]] = _order(name, error, before, h)
     return found
 
 
-def _quartiles(values: Sequence[float]) -> tuple[float | None, float | None]:
-    if len(values) < 2:
-        return (values[0], values[0]) if values else (None, None)
-    low, _, high = statistics.quantiles(values, n=4, method="inclusive")
-    return low, high
+def _order(
+    name: str, value: float | None, before: LevelRow | None, h: float | None
+) -> float | None:
+    if before is None:
+        return None
+    return observed_order((getattr(before, name), value), (before.h, h))
+
+
+def _estimates(change: float | None, before: LevelRow | None, h: float | None) -> dict[str, Any]:
+    """What the change says of the error, where there is no reference too."""
+    order = _order("change", change, before, h)
+    found: Extrapolation | None = None
+    if before is not None:
+        found = extrapolate(change, order, (before.h, h))
+    error, gci = (found.error, found.gci) if found else (None, None)
+    return {"change": change, "order_change": order, "error_estimate": error, "gci": gci}
+
+
+def final_row(case: Case, summary: Mapping[str, Any], rows: Sequence[LevelRow]) -> dict[str, Any]:
+    """How a case ended: its last level, orders fitted over all levels, the problem's own metrics.
+
+    Args:
+        case: whose run it is.
+        summary: of the run.
+        rows: its levels, see :func:`level_rows`.
+    """
+    last = rows[-1]
+    row = last.flat()
+    for name in ("window", "level", "h", "loss_before", "loss_after"):
+        row.pop(name)
+    row["levels"], row["steps"] = len(rows), sum(level.steps for level in rows)
+    ended = row.pop("ended_by")
+    same = [level for level in rows if level.window == last.window]
+    widths = [level.h for level in same]
+    fits = {name: fitted_order([getattr(level, name) for level in same], widths) for name in FITTED}
+    row |= {FITTED[name]: found.order if found else None for name, found in fits.items()}
+    counts = [found.levels for found in fits.values() if found]
+    row["fitted_levels"] = max(counts, default=None)
+    row |= {f"{METRICS}{name}": value for name, value in (summary.get("metrics") or {}).items()}
+    return {**case.labels, **row, "ended_by": ended}
+
+
+def finals_of(found: Iterable[tuple[Case, Mapping[str, Any], Lines]]) -> list[dict[str, Any]]:
+    """A final row for every case whose run has levels."""
+    return [
+        final_row(case, summary, level_rows(case, summary, lines))
+        for case, summary, lines in found
+        if summary["levels"]
+    ]
+
+
+def too_few_levels(rows: Iterable[LevelRow]) -> str | None:
+    """What to say where there is no order at all because no case has two levels on knots."""
+    counts: dict[tuple[Any, ...], int] = {}
+    for row in rows:
+        if row.h is not None:
+            key = (*row.labels.items(), row.window)
+            counts[key] = counts.get(key, 0) + 1
+    if not counts or max(counts.values()) > 1:
+        return None
+    return "not enough levels for an order: every case has one (training.levels, training.phases)"

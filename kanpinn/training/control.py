@@ -95,7 +95,7 @@ def verdict(lines: Sequence[Row], split: Callable[[], ErrorSplit | None]) -> Sto
         lines: see :func:`judged_lines`; an even number.
         split: of the errors now, ``None`` where that is too dear.
     """
-    gain, followed = (_gain(lines, name) for name in ("loss", "heldout_score"))
+    gain, followed = (log_fall(lines, name) for name in ("loss", "heldout_score"))
     stalled = gain < math.log(LEAST_GAIN)
     if points_are_few(lines[-1]) and (stalled or followed < LEAST_FOLLOWING * gain):
         return StopReason.POINTS
@@ -114,7 +114,7 @@ def limit_of_training(errors: ErrorSplit | None) -> StopReason | None:
     return None
 
 
-def _gain(lines: Sequence[Row], name: str) -> float:
+def log_fall(lines: Sequence[Row], name: str) -> float:
     """Fall of the logarithm of the least residual, from the first half of the lines to all."""
     sizes = [_size(row, name) for row in lines]
     return math.log(min(sizes[: len(sizes) // 2]) / min(sizes))

@@ -1,0 +1,255 @@
+"""What is read off a study's runs: orders, estimates without a reference, limits, medians."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+import kanpinn
+from kanpinn.study import (
+    Case,
+    extrapolate,
+    final_medians,
+    final_row,
+    fitted_order,
+    level_rows,
+    medians,
+    observed_order,
+)
+from kanpinn.study.limits import limited_by_optimiser
+
+CASE = Case({"width": "4", "seed": "1"}, {"seed": 1})
+
+
+def record(level: int, **given: Any) -> dict[str, Any]:
+    """A level's record in a summary; ``n_intervals`` are ``2, 4, 8, ...``."""
+    found: dict[str, Any] = {
+        "level": level,
+        "n_intervals": [2 * 2**level],
+        "n_params": 9,
+        "n_points": 30,
+        "steps": 5,
+        "evaluations": 12,
+        "wall_s": 2.0,
+        "loss_before_prolongation": None,
+        "loss_after_prolongation": None,
+        "loss": 1e-3,
+        "heldout_residual": 0.1,
+        "rel_l2": None,
+        "stop_reason": "no_progress",
+    }
+    return found | given
+
+
+def summary(*levels: dict[str, Any], **given: Any) -> dict[str, Any]:
+    return {"status": "completed", "levels": list(levels), "metrics": {}, **given}
+
+
+def cubic() -> dict[str, Any]:
+    """Two levels whose errors fall with order 3."""
+    return summary(
+        record(0, n_intervals=[2, 4], rel_l2=8e-2), record(1, n_intervals=[4, 8], rel_l2=1e-2)
+    )
+
+
+def test_observed_orders() -> None:
+    assert observed_order((8e-2, 1e-2), (0.5, 0.25)) == pytest.approx(3)
+    assert observed_order((8e-2, None), (0.5, 0.25)) is None
+    assert observed_order((8e-2, 1e-2), (0.5, 0.5)) is None
+    coarse, fine = level_rows(CASE, cubic())
+    assert coarse.order is None and fine.order == pytest.approx(3)
+    assert coarse.h == pytest.approx(1 / math.sqrt(8))
+    assert (fine.seconds, fine.evaluations, fine.operations) == (4.0, 24, None)
+
+
+def test_every_norm_has_its_order() -> None:
+    found = summary(
+        record(0, rel_l2=1.0, linf=1.0, h1=1.0, operations=100),
+        record(1, rel_l2=2**-4, linf=2**-3, h1=2**-2, operations=10**12),
+    )
+    row = level_rows(CASE, found)[-1]
+    assert (row.order, row.order_linf, row.order_h1) == pytest.approx((4, 3, 2))
+    assert row.operations == 100 + 10**12
+
+
+def test_a_fitted_order_is_the_slope_in_the_logarithms() -> None:
+    rng = np.random.default_rng(3)
+    h = np.array([0.5, 0.3, 0.125, 0.05])
+    e = 7 * h**4.2 * np.exp(0.3 * rng.standard_normal(4))
+    fit = fitted_order([*e.tolist(), None], [*h.tolist(), 0.01])
+    assert fit is not None and fit.levels == 4
+    assert fit.order == pytest.approx(np.polyfit(np.log(h), np.log(e), 1)[0], rel=1e-12)
+    assert fitted_order([1e-2], [0.5]) is None
+    assert fitted_order([1e-2, 1e-3], [0.5, 0.5]) is None
+    row = final_row(CASE, cubic(), level_rows(CASE, cubic()))
+    assert (row["fitted_order"], row["fitted_levels"]) == (pytest.approx(3), 2)
+
+
+# --- without a reference ---------------------------------------------------------------------
+def changes(solutions: Sequence[NDArray[np.float64]]) -> list[float | None]:
+    """``|u_k - u_{k-1}| / |u_k|``."""
+    norm = np.linalg.norm
+    pairs = pairwise(solutions)
+    return [None, *(float(norm(b - a) / norm(b)) for a, b in pairs)]
+
+
+@pytest.mark.parametrize("ratio", [2.0, 1.5])
+@pytest.mark.parametrize("p", [1.0, 3.5])
+def test_richardson_on_a_sequence_with_a_known_limit(p: float, ratio: float) -> None:
+    """``u_h = u + h^p v``: change, order and error are exact."""
+    u, v = np.random.default_rng(5).standard_normal((2, 40))
+    h = [ratio**-k for k in range(4)]
+    sequence = [u + step**p * v for step in h]
+    # Not relative to |u_k|, which is not constant: so the change falls by the order exactly.
+    absolute = [None, *(float(np.linalg.norm(b - a)) for a, b in pairwise(sequence))]
+    for k in (2, 3):
+        order = observed_order((absolute[k - 1], absolute[k]), (h[k - 1], h[k]))
+        assert order == pytest.approx(p, rel=1e-10)
+        found = extrapolate(absolute[k], order, (h[k - 1], h[k]))
+        assert found is not None
+        assert found.error == pytest.approx(float(np.linalg.norm(sequence[k] - u)), rel=1e-9)
+        assert found.gci == pytest.approx(1.25 * found.error)
+
+
+def test_estimates_begin_with_the_third_level_and_need_a_positive_order() -> None:
+    falling = [record(k, change=c) for k, c in enumerate((None, 1e-1, 1e-2, 1e-3))]
+    rows = level_rows(CASE, summary(*falling))
+    assert [row.error_estimate is None for row in rows] == [True, True, False, False]
+    q = 10.0  # 2^p: the change falls tenfold
+    assert rows[2].error_estimate == pytest.approx(1e-2 / (q - 1))
+    assert rows[2].gci == pytest.approx(1.25e-2 / (q - 1))
+    assert rows[2].order_change == pytest.approx(math.log2(10))
+    rising = [record(k, change=c) for k, c in enumerate((None, 1e-3, 1e-2))]
+    row = level_rows(CASE, summary(*rising))[-1]
+    assert row.order_change == pytest.approx(-math.log2(10))
+    assert row.error_estimate is None and row.gci is None
+    assert extrapolate(1e-3, 1e6, (1.0, 0.5)) is None  # no overflow
+
+
+def test_the_estimate_is_near_the_true_error_of_a_run(tmp_path: Path) -> None:
+    """One layer of cubic splines for Poisson's equation, whose solution is known."""
+    config = {
+        "problem": {"name": "poisson", "dimension": 1},
+        "model": {"widths": [1, 1], "order": 4, "intervals": 4},
+        "sampling": {"method": "grid", "interior": 512},
+        "training": {"levels": 4, "phases": [{"optimiser": "lm", "steps": 40}]},
+        "figures": False,
+        "seed": 2,
+    }
+    result = kanpinn.solve(config, out=tmp_path / "run")
+    x = torch.linspace(-1, 1, 1001, dtype=torch.float64)[:, None]
+    solutions = [result.solution.level(k, "last")(x).numpy()[:, 0] for k in range(4)]
+    found = dict(result.summary)
+    found["levels"] = [
+        {**level, "change": c} for level, c in zip(found["levels"], changes(solutions), strict=True)
+    ]
+    rows = level_rows(CASE, found)
+    exact = np.sin(math.pi * x.numpy()[:, 0])
+    for row, u in zip(rows[2:], solutions[2:], strict=True):
+        true = float(np.linalg.norm(u - exact) / np.linalg.norm(u))
+        assert row.rel_l2 == pytest.approx(true, rel=0.1)
+        assert row.order_change == pytest.approx(4, abs=1)
+        assert row.error_estimate is not None
+        assert 0.5 < row.error_estimate / true < 2
+
+
+# --- what limits a level ---------------------------------------------------------------------
+def lines(*losses: float | None) -> list[dict[str, Any]]:
+    return [{"level": 0, "loss": loss} for loss in losses]
+
+
+FALLING, LEVELLED = lines(1, 1e-1, 1e-2, 1e-3), lines(1, 1e-3, 1e-3, 0.9e-3)
+SPLIT = {"optimisation_error": 1e-2, "discretisation_error": 1e-3}
+
+
+@pytest.mark.parametrize(
+    ("given", "logged", "limited"),
+    [
+        ({"stop_reason": "steps"}, FALLING, True),
+        ({"stop_reason": "time"}, FALLING, True),
+        ({"stop_reason": "steps"}, LEVELLED, False),
+        ({"stop_reason": "steps"}, FALLING[:3], None),
+        ({"stop_reason": "steps"}, lines(1, 1e-1, 1e-2, None), None),
+        ({"stop_reason": "no_progress"}, FALLING, False),
+        ({"stop_reason": "points"}, FALLING, False),
+        ({"stop_reason": "optimiser"}, LEVELLED, True),
+        ({"stop_reason": "knots", **SPLIT}, LEVELLED, True),
+        (
+            {"stop_reason": "steps", "optimisation_error": 1e-4, "discretisation_error": 1e-3},
+            FALLING,
+            False,
+        ),
+    ],
+)
+def test_levels_that_the_optimiser_limits(
+    given: dict[str, Any], logged: list[dict[str, Any]], limited: bool | None
+) -> None:
+    assert limited_by_optimiser(record(0, **given), logged) is limited
+
+
+def test_a_level_is_judged_by_its_own_lines() -> None:
+    found = summary(record(0, stop_reason="steps"), record(1, stop_reason="steps"))
+    logged = [*LEVELLED, *({**line, "level": 1} for line in FALLING)]
+    assert [row.limited for row in level_rows(CASE, found, logged)] == [False, True]
+    assert final_row(CASE, found, level_rows(CASE, found, logged))["limited"] is True
+
+
+# --- over the seeds --------------------------------------------------------------------------
+def scaled(factor: float, seed: int, **given: Any) -> tuple[Case, dict[str, Any]]:
+    """A run with the errors of :func:`cubic` times a factor."""
+    found = cubic() | {"metrics": {"test_mse": factor}} | given
+    for level in found["levels"]:
+        level["rel_l2"] *= factor
+    return Case({"width": "4", "seed": str(seed)}, {}), found
+
+
+RUNS = [scaled(factor, seed) for seed, factor in enumerate((1.0, 2.0, 4.0))]
+DIVERGED = scaled(100.0, 3, status="diverged")
+
+
+def test_medians_over_seeds_leave_out_what_diverged() -> None:
+    coarse, fine = medians(row for run in (*RUNS, DIVERGED) for row in level_rows(*run))
+    assert (fine["order"], fine["runs"], fine["left_out"]) == (pytest.approx(3), 3, 1)
+    assert fine["rel_l2"] == pytest.approx(2e-2)
+    assert (fine["rel_l2_q1"], fine["rel_l2_q3"]) == (pytest.approx(1.5e-2), pytest.approx(3e-2))
+    assert fine["h1"] is None and fine["h1_q1"] is None
+    assert coarse["level"] == 0 and "seed" not in coarse
+
+
+def test_finals_have_means_and_deviations_over_the_seeds() -> None:
+    finals = [final_row(*run, level_rows(*run)) for run in (*RUNS, DIVERGED)]
+    assert [row["seed"] for row in finals] == ["0", "1", "2", "3"]
+    assert finals[1]["metrics.test_mse"] == 2.0 and finals[3]["status"] == "diverged"
+    assert (finals[0]["levels"], finals[0]["steps"], finals[0]["rel_l2"]) == (2, 10, 1e-2)
+    (row,) = final_medians(finals, ["width", "seed"])
+    values = np.array([1.0, 2.0, 4.0])
+    assert row["metrics.test_mse_mean"] == pytest.approx(values.mean())
+    assert row["metrics.test_mse_sd"] == pytest.approx(values.std(ddof=1))
+    assert row["rel_l2_sd"] == pytest.approx(statistics.stdev([1e-2, 2e-2, 4e-2]))
+    assert row["metrics.test_mse_q3"] == pytest.approx(np.percentile(values, 75))
+    assert (row["runs"], row["left_out"], row["width"]) == (3, 1, "4") and "seed" not in row
+    (one,) = final_medians(finals[:1], ["width", "seed"])
+    assert one["loss_mean"] == 1e-3 and one["loss_sd"] is None
+
+
+def test_time_windows_are_no_seeds() -> None:
+    found = cubic()
+    found["levels"] = [{**level, "window": w} for w in (0, 1) for level in found["levels"]]
+    rows = level_rows(CASE, found)
+    assert [(row["window"], row["level"], row["runs"]) for row in medians(rows)] == [
+        (0, 0, 1),
+        (0, 1, 1),
+        (1, 0, 1),
+        (1, 1, 1),
+    ]
+    assert rows[2].order is None and rows[3].order == pytest.approx(3)
+    assert rows[2].seconds == 6.0  # costs go on
