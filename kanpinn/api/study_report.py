@@ -5,13 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from kanpinn.api.study_results import REPORT, Study
+from kanpinn.api.study_results import REPORT, Study, write_numbers
 from kanpinn.errors import RunFolderError
 from kanpinn.io.study_tables import write_tables
 
 
 def write_report(study: Study) -> Path:
     """Write ``report/``: tables as CSV, Markdown and LaTeX, and a page with the figures.
+
+    Beside it goes ``study.h5`` with all numbers.
 
     Raises:
         RunFolderError: if it cannot be written.
@@ -26,6 +28,7 @@ def write_report(study: Study) -> Path:
 
 def _write_report(study: Study, report: Path) -> None:
     report.mkdir(exist_ok=True)
+    write_numbers(study)
     write_tables(report, tables(study))
     from kanpinn.plotting.study import write_page
 

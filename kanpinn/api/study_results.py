@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,16 @@ from typing import Any
 from numpy.typing import NDArray
 
 from kanpinn.api.recall import load
-from kanpinn.config import parse_study, read_yaml
-from kanpinn.errors import ConfigError, RunFolderError, suggestion
+from kanpinn.config import parse_study, parse_yaml, read_yaml
+from kanpinn.errors import CheckpointError, ConfigError, RunFolderError, suggestion
 from kanpinn.io.run_folder import RunFolder, Status
+from kanpinn.io.study_file import (
+    STUDY_FILE,
+    StoredCase,
+    StoredStudy,
+    read_study_file,
+    write_study_file,
+)
 from kanpinn.solution import Solution, history_columns
 from kanpinn.study import (
     Case,
@@ -40,12 +47,14 @@ class CaseResult:
         folder: of the run.
         summary: of the run; ``None`` if it has not come to an end.
         error: what the run said when it failed, ``None`` if it did not.
+        stored: what is known of it without its folder, from the file of the study.
     """
 
     case: Case
     folder: Path
-    summary: dict[str, Any] | None
+    summary: Mapping[str, Any] | None
     error: str | None = None
+    stored: StoredCase | None = field(default=None, repr=False)
 
     @property
     def solution(self) -> Solution:
@@ -53,13 +62,15 @@ class CaseResult:
         return load(self.folder)
 
     @cached_property
-    def lines(self) -> list[dict[str, Any]]:
+    def lines(self) -> Sequence[dict[str, Any]]:
         """The run's logged lines."""
-        return RunFolder(self.folder).read_metrics()
+        return self.stored.lines if self.stored else RunFolder(self.folder).read_metrics()
 
     @cached_property
     def config(self) -> str:
         """The run's resolved config as YAML; empty if it has none yet."""
+        if self.stored:
+            return self.stored.config
         try:
             return RunFolder(self.folder).config.read_text(encoding="utf-8")
         except (OSError, ValueError):
@@ -74,11 +85,13 @@ class Study:
         folder: of the study.
         design: what was asked for.
         cases: in the order of the design.
+        stored: the design as it is stored, with every default of the base config, in YAML.
     """
 
     folder: Path
     design: Design
     cases: tuple[CaseResult, ...]
+    stored: str = field(default="", repr=False)
 
     @property
     def missing(self) -> tuple[CaseResult, ...]:
@@ -133,7 +146,7 @@ class Study:
         near = suggestion(name, [found.case.title for found in self.cases])
         raise ConfigError(f"{self.folder}: the study has no case {name!r}{near}")
 
-    def _known(self) -> Iterator[tuple[Case, dict[str, Any], list[dict[str, Any]]]]:
+    def _known(self) -> Iterator[tuple[Case, Mapping[str, Any], Sequence[dict[str, Any]]]]:
         """Cases that have a result, with summaries and logged lines."""
         for found in self.cases:
             if found.summary is not None:
@@ -161,17 +174,72 @@ def _case_of(case: CaseResult | Case) -> Case:
     return case.case if isinstance(case, CaseResult) else case
 
 
-def load_study(folder: str | Path) -> Study:
-    """A study's results, from its folder.
+def load_study(path: str | Path) -> Study:
+    """A study's results, from its folder, or from its file ``study.h5`` alone, wherever that is.
+
+    The file has all numbers; solutions are in the folder.
 
     Raises:
         RunFolderError: if the folder holds no study.
+        CheckpointError: if the file cannot be used.
     """
-    folder = Path(folder)
+    path = Path(path)
+    if path.is_file() and path.name != DESIGN:
+        return _from_file(path)
+    folder = path.parent if path.is_file() else path
     stored = folder / DESIGN
     if not stored.is_file():
+        if (folder / STUDY_FILE).is_file():
+            return _from_file(folder / STUDY_FILE)
         raise RunFolderError(f"{folder}: holds no {DESIGN}: it is not the folder of a study")
     return read_cases(folder, stored_design(read_yaml(stored), str(stored), folder.name), {})
+
+
+def _from_file(path: Path) -> Study:
+    stored = read_study_file(path)
+    source = f"{path}: design"
+    data = parse_yaml(stored.design, source)
+    design = stored_design(data if isinstance(data, dict) else {}, source, path.stem)
+    by_name = {case.name: case for case in stored.cases}
+    folder, found = path.parent, []
+    for case in design.cases():
+        kept = by_name.get(case.folder)
+        if kept is None:
+            raise CheckpointError(f"{path}: /cases/{case.folder}: is missing")
+        place = run_folder(folder, case).path
+        found.append(CaseResult(case, place, kept.summary, kept.error, kept))
+    return Study(folder, design, tuple(found), stored.design)
+
+
+def write_numbers(study: Study) -> None:
+    """Write ``study.h5`` into the study's folder.
+
+    Not of some of a study's cases, nor where the study was read from such a file.
+
+    Raises:
+        OSError: if it cannot be written; the one before is then untouched.
+    """
+    whole = len(study.cases) == len(study.design.cases())
+    if not whole or any(found.stored for found in study.cases):
+        return
+    cases = tuple(_to_store(found) for found in study.cases)
+    write_study_file(study.folder / STUDY_FILE, StoredStudy(study.stored, cases))
+
+
+def _to_store(found: CaseResult) -> StoredCase:
+    rows = []
+    if found.summary is not None:
+        rows = [row.flat() for row in level_rows(found.case, found.summary, found.lines)]
+    return StoredCase(
+        name=found.case.folder,
+        title=found.case.title,
+        labels=found.case.labels,
+        summary=found.summary,
+        error=found.error,
+        config=found.config,
+        lines=found.lines,
+        levels=[{k: v for k, v in row.items() if k not in found.case.labels} for row in rows],
+    )
 
 
 def stored_design(data: Mapping[str, Any], source: str, default_name: str) -> Design:
@@ -200,4 +268,6 @@ def read_cases(folder: Path, design: Design, errors: Mapping[str, str]) -> Study
         if error is None and run.status is Status.FAILED:
             error = run.last_words
         found.append(CaseResult(case, run.path, summary, error))
-    return Study(folder, design, tuple(found))
+    stored = folder / DESIGN
+    text = stored.read_text(encoding="utf-8") if stored.is_file() else ""
+    return Study(folder, design, tuple(found), text)

@@ -69,6 +69,15 @@ def put_json(group: h5py.Group, name: str, value: Any) -> None:
         text = json.dumps(value, ensure_ascii=False, indent=1).encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{name}: cannot be stored as JSON: {error}") from error
+    _put_bytes(group, name, text)
+
+
+def put_text(group: h5py.Group, name: str, text: str) -> None:
+    """Write one text, of any length."""
+    _put_bytes(group, name, text.encode())
+
+
+def _put_bytes(group: h5py.Group, name: str, text: bytes) -> None:
     group.create_dataset(link_name(name), data=np.array(text, dtype=_text_type(len(text))))
 
 
@@ -158,14 +167,18 @@ class Node:
 
     def json(self, name: str) -> Any:
         """A value stored as JSON text."""
-        data = self._dataset(name)
         path = f"{self.path}/{name}"
-        if data.dtype.kind != "S" or data.shape != ():
-            raise CheckpointError(f"{path}: is not one fixed-length text")
         try:
-            return json.loads(_decoded(bytes(self._read(data, path)[()]), path))
+            return json.loads(self.document(name))
         except (ValueError, RecursionError) as error:
             raise CheckpointError(f"{path}: is not valid JSON: {error}") from error
+
+    def document(self, name: str) -> str:
+        """One text of any length."""
+        data, path = self._dataset(name), f"{self.path}/{name}"
+        if data.dtype.kind != "S" or data.shape != ():
+            raise CheckpointError(f"{path}: is not one fixed-length text")
+        return _decoded(bytes(self._read(data, path)[()]), path)
 
     def mapping(self, name: str) -> dict[str, Any]:
         """A JSON object."""
