@@ -234,7 +234,6 @@ def test_cases_are_checked_before_any_runs(tmp_path: Path, study: str, message: 
 def test_folders_that_are_none_of_a_study(tmp_path: Path) -> None:
     config = written(tmp_path)
     assert "holds no study" in refused(["study", str(config), "--out", str(tmp_path)])
-    assert "holds no study.yaml" in refused(["report", str(tmp_path)])
     assert "jobs: found 0" in refused(["study", str(config), "--jobs", "0"])
 
 

@@ -1,9 +1,11 @@
 """Solving and loading, from Python and from the command line alike."""
 
+from kanpinn.api.inspection import in_words, inspect
 from kanpinn.api.planning import LevelPlan, PhasePlan, phase_plans, plan
 from kanpinn.api.preparation import Prepared, prepare
 from kanpinn.api.recall import load, problem_of
 from kanpinn.api.result import SolveResult
+from kanpinn.api.run_report import write_run_report
 from kanpinn.api.session import solve
 from kanpinn.api.studies import run_study
 from kanpinn.api.study_report import write_report
@@ -16,6 +18,8 @@ __all__ = [
     "Prepared",
     "SolveResult",
     "Study",
+    "in_words",
+    "inspect",
     "load",
     "load_study",
     "phase_plans",
@@ -25,4 +29,5 @@ __all__ = [
     "run_study",
     "solve",
     "write_report",
+    "write_run_report",
 ]

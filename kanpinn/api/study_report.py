@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from kanpinn import __version__
 from kanpinn.api.study_results import REPORT, Study, write_numbers
 from kanpinn.errors import RunFolderError
-from kanpinn.io.study_tables import write_tables
+from kanpinn.io.page import Picture, Section, write_page
+from kanpinn.io.study_tables import for_people, write_tables
+from kanpinn.solution import history_columns
+from kanpinn.study import too_few_levels
+
+Rows = list[dict[str, Any]]
 
 
 def write_report(study: Study) -> Path:
@@ -20,23 +27,17 @@ def write_report(study: Study) -> Path:
     """
     report = study.folder / REPORT
     try:
-        _write_report(study, report)
+        report.mkdir(exist_ok=True)
+        write_numbers(study)
+        found = tables(study)
+        write_tables(report, found)
+        write_page(report / "report.html", study.design.folder, sections(study, found))
     except OSError as error:
         raise RunFolderError(f"{report}: cannot be written ({error.strerror})") from error
     return report
 
 
-def _write_report(study: Study, report: Path) -> None:
-    report.mkdir(exist_ok=True)
-    write_numbers(study)
-    write_tables(report, tables(study))
-    from kanpinn.plotting.study import write_page
-
-    failures = [(found.case.title, found.error or "no result") for found in study.missing]
-    write_page(report / "report.html", study.design.name, study.rows(), study.medians(), failures)
-
-
-def tables(study: Study) -> dict[str, list[dict[str, Any]]]:
+def tables(study: Study) -> dict[str, Rows]:
     """All tables, by the names of their files."""
     return {
         "levels": [row.flat() for row in study.rows()],
@@ -44,3 +45,92 @@ def tables(study: Study) -> dict[str, list[dict[str, Any]]]:
         "finals": study.finals(),
         "final_medians": study.final_medians(),
     }
+
+
+def sections(study: Study, found: dict[str, Rows]) -> list[Section]:
+    """The parts of the page, in their order; further ones have their place before the last."""
+    return [
+        _ends(study, found["final_medians"]),
+        *_figures(study, found),
+        _table("Medians over the seeds, by level", found["medians"], MARKED),
+        _table("All cases", found["finals"]),
+        _table("All levels", found["levels"]),
+        Section(
+            "Cases without a result",
+            rows=[
+                {"case": case.case.title, "why": case.error or "not run, or not to its end"}
+                for case in study.missing
+            ],
+        ),
+        _origin(study),
+    ]
+
+
+MARKED = "Levels that the optimiser, not the knots, limits in some run are marked."
+
+
+def _ends(study: Study, finals: Rows) -> Section:
+    """The table of how the cases ended, and what must be known beside it."""
+    text = []
+    if study.missing:
+        text.append(f"{len(study.missing)} of {len(study.cases)} cases have no result; see below.")
+    left_out = sum(row["left_out"] for row in finals)
+    if left_out:
+        text.append(f"{left_out} runs that diverged are in no median (left_out).")
+    note = too_few_levels(study.rows())
+    text += [f"{note[0].upper()}{note[1:]}."] if note else []
+    table = _table("How the cases ended", finals)
+    spread = "Medians over the seeds, with quartiles in brackets; means with standard deviations."
+    return Section(table.title, [*text, *([spread] if finals else [])], rows=table.rows)
+
+
+def _table(title: str, rows: Rows, note: str = "") -> Section:
+    """A table for people; rows that are limited by the optimiser stand out."""
+    marked = frozenset(number for number, row in enumerate(rows) if row.get("limited"))
+    text = [note] if note and marked else []
+    return Section(title, text, rows=for_people(rows), marked=marked)
+
+
+def _figures(study: Study, found: dict[str, Rows]) -> list[Section]:
+    from kanpinn.plotting.study import plot_errors, plot_norms, plot_spread
+    from kanpinn.plotting.study_histories import History, plot_histories
+    from kanpinn.plotting.style import to_png
+
+    rows, medians = study.rows(), found["medians"]
+    histories = [
+        History(case.case.labels, history_columns(case.lines)) for case in study.cases if case.lines
+    ]
+
+    def section(title: str, *drawn: tuple[Any, str]) -> Section:
+        pictures = [Picture(to_png(figure), alt) for figure, alt in drawn if figure is not None]
+        return Section(title, pictures=pictures)
+
+    return [
+        section(
+            "Errors",
+            (plot_errors(rows, medians), "Error by level against h, degrees of freedom and work."),
+            (plot_norms(rows, medians), "Errors in other norms against h."),
+        ),
+        section(
+            "Convergence",
+            (plot_histories(histories), "Loss, residual and error against steps and time."),
+        ),
+        section(
+            "Over the seeds",
+            (plot_spread(found["finals"], list(study.design.axes)), "Box plots of how runs ended."),
+        ),
+    ]
+
+
+def _origin(study: Study) -> Section:
+    """How the study was run."""
+    summaries = [case.summary for case in study.cases if case.summary is not None]
+    text = [f"Written by kanpinn {__version__}."]
+    for key, words in {"version": "run by kanpinn", "device": "on", "dtype": "in"}.items():
+        text += _said(words, [str(summary.get(key)) for summary in summaries])
+    return Section("How it was run", [" ".join(text)], verbatim=study.stored)
+
+
+def _said(words: str, values: Sequence[str]) -> list[str]:
+    unique = list(dict.fromkeys(values))
+    return [f"{words.capitalize()} {', '.join(unique)}."] if unique else []

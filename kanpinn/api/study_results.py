@@ -191,7 +191,10 @@ def load_study(path: str | Path) -> Study:
     if not stored.is_file():
         if (folder / STUDY_FILE).is_file():
             return _from_file(folder / STUDY_FILE)
-        raise RunFolderError(f"{folder}: holds no {DESIGN}: it is not the folder of a study")
+        raise RunFolderError(
+            f"{folder}: holds no {DESIGN}, nor a checkpoint: it is the folder of neither a study "
+            "nor a run"
+        )
     return read_cases(folder, stored_design(read_yaml(stored), str(stored), folder.name), {})
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 
-from kanpinn.cli.console import number, print_levels, print_pairs, print_table
+from kanpinn.cli.console import print_levels, print_pairs, print_table
 from kanpinn.cli.options import as_json, run_argument, verbose
 
 KINDS = ("problems", "models", "bases", "optimisers")
@@ -19,78 +18,17 @@ KINDS = ("problems", "models", "bases", "optimisers")
 @verbose
 def inspect(run: Path, as_json: bool) -> int:
     """Show what a run folder or a checkpoint holds. Runs no code of the problem."""
-    from kanpinn.checkpoint import read_checkpoint, restore_state
-    from kanpinn.io.run_folder import CHECKPOINT, RunFolder, to_json
-    from kanpinn.solution import Solution
+    from kanpinn import api
+    from kanpinn.io.run_folder import to_json
 
-    folder = RunFolder(run if run.is_dir() else run.parent)
-    checkpoint = read_checkpoint(run / CHECKPOINT if run.is_dir() else run)
-    summary = folder.read_summary() if folder.checkpoint.name == checkpoint.path.name else None
-    state = checkpoint.content.training
-    inverse = bool(checkpoint.content.system.scalars)
-    found: dict[str, Any] = {
-        "path": str(checkpoint.path),
-        "status": summary["status"] if summary and "status" in summary else None,
-        "finished": checkpoint.finished,
-        "steps": state.total_steps,
-        "wall_s": state.elapsed,
-        "problem": checkpoint.problem,
-        "levels": [record.as_dict() for record in checkpoint.levels],
-        "scalars": Solution(restore_state(checkpoint)).scalars if inverse else {},
-        "config": checkpoint.config,
-        "provenance": checkpoint.provenance,
-    }
+    found = api.inspect(run)
     if as_json:
         click.echo(to_json(found, indent=2))
     else:
-        _print_checkpoint(found)
+        print_levels(found["levels"])
+        click.echo()
+        print_pairs(api.in_words(found))
     return 0
-
-
-def _print_checkpoint(found: dict[str, Any]) -> None:
-    """Levels, what was solved and how, and where it comes from."""
-    config, problem, origin = found["config"], found["problem"], found["provenance"]
-    print_levels(found["levels"])
-    click.echo()
-    parameters = ", ".join(f"{k}={v}" for k, v in (problem.get("parameters") or {}).items())
-    model = ", ".join(
-        f"{key} {_plain(value)}"
-        for key, value in (config.get("model") or {}).items()
-        if value is not None
-    )
-    phases = (config.get("training") or {}).get("phases") or []
-    versions = origin.get("versions") or {}
-    commit, threads = origin.get("commit"), origin.get("threads")
-    pairs = {
-        "checkpoint": found["path"],
-        "status": found["status"] or ("finished" if found["finished"] else "unfinished"),
-        "steps": str(found["steps"]),
-        "training": f"{number(found['wall_s'], '.1f')} s",
-        "problem": str(problem.get("name")) + (f" ({parameters})" if parameters else ""),
-        "fields": f"{', '.join(problem.get('fields', []))} of "
-        f"({', '.join(problem.get('coordinates', []))})",
-        **{f"scalar {name}": number(value, ".6e") for name, value in found["scalars"].items()},
-        "model": model,
-        "phases": ", ".join(
-            f"{phase.get('optimiser')} {_plain(phase.get('steps'))}" for phase in phases
-        ),
-        "seed": str(config.get("seed")),
-        "device": f"{origin.get('device')}, {origin.get('dtype')}, {_counted(threads, 'thread')}",
-        "written by": ", ".join(f"{k} {v}" for k, v in versions.items() if v is not None),
-        "commit": f"{commit}{' and changes' if origin.get('commit_modified') else ''}",
-        "on": f"{origin.get('host')}, {origin.get('system')}",
-        "sessions": str(1 + len(origin.get("earlier") or [])),
-        "last session": f"begun {origin.get('utc')}",
-    }
-    print_pairs(pairs)
-
-
-def _counted(number: Any, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
-
-
-def _plain(value: Any) -> str:
-    return "/".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 @click.command(name="list", short_help="List problems, models, bases and optimisers.")

@@ -51,15 +51,28 @@ def study(
     return _show(found, as_json)
 
 
-@click.command(short_help="Write a study's report anew.")
-@click.argument("study", type=PATH, metavar="STUDY")
-@as_json("the medians")
+@click.command(short_help="Write the report of a study or of a run anew.")
+@click.argument("path", type=PATH, metavar="STUDY|RUN")
+@as_json("the medians, or of a run summary.json,")
 @verbose
-def report(study: Path, as_json: bool) -> int:
-    """Write the report of the folder STUDY from the results that are there."""
-    from kanpinn import api
+def report(path: Path, as_json: bool) -> int:
+    """Write the report of a study, or of a single run, from the results that are there.
 
-    found = api.load_study(study)
+    STUDY is the folder of a study or its study.h5, RUN a run folder, which gets a page
+    report.html. No code of a problem is run.
+    """
+    from kanpinn import api
+    from kanpinn.io.run_folder import RunFolder, to_json
+
+    run = RunFolder(path)
+    if run.checkpoint.is_file():
+        page = api.write_run_report(path)
+        if as_json:
+            click.echo(to_json(run.read_summary() or {}, indent=2))
+        else:
+            click.echo(f"report: {short_path(page)}")
+        return EXIT_OK
+    found = api.load_study(path)
     api.write_report(found)
     return _show(found, as_json)
 

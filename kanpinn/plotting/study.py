@@ -1,12 +1,9 @@
-"""The page of a study: tables, and errors against knots, parameters and seconds, in one file."""
+"""Figures of a study: errors against knots, parameters and work, and their spread over seeds."""
 
 from __future__ import annotations
 
-import base64
-import html
-import io
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,150 +11,209 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from kanpinn.io.run_folder import write_atomically
-from kanpinn.io.study_tables import columns, shown
 from kanpinn.plotting import style
-from kanpinn.study import SEED, LevelRow, is_column
+from kanpinn.plotting.study_looks import Look, Looks
+from kanpinn.plotting.style import Floats
+from kanpinn.study import SEED, LevelRow
 
-Medians = Sequence[Mapping[str, Any]]
-ABSCISSAE = {"h": "width of intervals, relative", "parameters": "parameters", "seconds": "time (s)"}
-CSS = """
-body { font: 15px/1.45 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem }
-table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums }
-th, td { border-bottom: 1px solid #ddd; padding: .2rem .6rem; text-align: right }
-th { border-bottom: 2px solid #777 } img { max-width: 100% } .limited { background: #fdf3e0 }
-"""
+Row = Mapping[str, Any]
+ABSCISSAE = {
+    "h": "width of intervals, relative",
+    "parameters": "degrees of freedom",
+    "seconds": "time (s)",
+    "operations": "floating-point operations",
+    "evaluations": "evaluations of the loss or residuals",
+}
+PANELS = 4
+# What is drawn where it is known, best first; and the other norms, against h alone.
+ERRORS = {
+    "rel_l2": "relative $L_2$ error",
+    "error_estimate": "estimated relative error",
+    "heldout_residual": "held-out residual",
+    "loss": "training loss",
+}
+OTHER_NORMS = {"linf": "largest error", "h1": "relative $L_2$ error of the gradient"}
+MOST_SLOPES = 3
+MOST_BOXES = 40
+SHORT = 200.0  # of an axis, from end to end
 
 
-def write_page(
-    path: Path,
-    name: str,
-    rows: Sequence[LevelRow],
-    medians: Medians,
-    failures: Sequence[tuple[str, str]],
-) -> None:
-    """Write the page; its figures are inside of it."""
-    parts = [f"<h1>{html.escape(name)}</h1>"]
-    if failures:
-        lines = "".join(f"<li>{html.escape(f'{case}: {why}')}</li>" for case, why in failures)
-        parts.append(f"<p>Cases without a result:</p><ul>{lines}</ul>")
-    parts += [_image(figure) for figure in draw(rows, medians)]
-    parts.append("<h2>Medians over the seeds</h2>")
-    parts.append(
-        "<p><code>left_out</code> counts runs that diverged. Levels that the optimiser limits in "
-        "some run are marked.</p>"
-    )
-    parts.append(_table(medians))
-    parts.append("<h2>All levels</h2>")
-    parts.append(_table([row.flat() for row in rows]))
-    head = f"<meta charset='utf-8'><title>{html.escape(name)}</title><style>{CSS}</style>"
-    write_atomically(path, f"<!doctype html><html><head>{head}</head><body>{''.join(parts)}</body>")
+def known_error(rows: Sequence[Row]) -> str | None:
+    """The best measure of the error that any row has."""
+    return next((name for name in ERRORS if any(row.get(name) for row in rows)), None)
+
+
+@dataclass(frozen=True)
+class _Curve:
+    """Medians over the levels of one group, with quartiles."""
+
+    look: Look
+    x: Floats
+    y: Floats
+    low: Floats
+    high: Floats
 
 
 @style.styled
-def draw(rows: Sequence[LevelRow], medians: Medians) -> list[Figure]:
-    """Figures: the convergence, and where there are several seeds, their spread."""
-    if not any(row.get("rel_l2") for row in medians):
-        return []
-    figures = [_convergence(rows, medians)]
-    if any(row["runs"] > 1 for row in medians):
-        figures.append(_spread(rows))
-    return figures
+def plot_errors(rows: Sequence[LevelRow], medians: Sequence[Row]) -> Figure | None:
+    """The error against ``h``, degrees of freedom, time and work, with lines of whole orders.
+
+    Drawn is the best measure of the error that is known; bands are quartiles over the seeds.
+    ``None`` if there is none.
+    """
+    error = known_error(medians)
+    if error is None:
+        return None
+    known, looks = _with_widths(rows, medians)
+    across = [name for name in ABSCISSAE if any(row.get(name) for row in known)][:PANELS]
+    figure = style.new_figure(8.0, 3.1 * ((len(across) + 1) // 2) + 0.7)
+    grid = figure.subplots((len(across) + 1) // 2, min(2, len(across)), sharey=True, squeeze=False)
+    for ax, abscissa in zip(grid.flat, across, strict=False):
+        _draw(ax, _curves(known, looks, abscissa, error), abscissa)
+    for ax in list(grid.flat)[len(across) :]:
+        ax.set_axis_off()
+    for axes in grid:
+        axes[0].set_ylabel(ERRORS[error])
+    looks.legend(figure)
+    return figure
 
 
-def _convergence(rows: Sequence[LevelRow], medians: Medians) -> Figure:
-    figure = style.new_figure(3.4 * len(ABSCISSAE), 3.6)
-    panels = figure.subplots(1, len(ABSCISSAE), sharey=True, squeeze=False)[0]
-    last = max(row.window for row in rows)  # errors there are those of all times
-    medians = [row for row in medians if row["window"] == last]
+@style.styled
+def plot_norms(rows: Sequence[LevelRow], medians: Sequence[Row]) -> Figure | None:
+    """Largest error and error of the gradient against ``h``; ``None`` if neither is known."""
+    known, looks = _with_widths(rows, medians)
+    names = [name for name in OTHER_NORMS if any(row.get(name) and row.get("h") for row in known)]
+    if not names:
+        return None
+    figure = style.new_figure(8.0, 3.8)
+    grid = figure.subplots(1, max(2, len(names)), squeeze=False)[0]
+    for ax, name in zip(grid, names, strict=False):
+        _draw(ax, _curves(known, looks, "h", name), "h")
+        ax.set_ylabel(OTHER_NORMS[name])
+    for ax in grid[len(names) :]:
+        ax.set_axis_off()
+    looks.legend(figure)
+    return figure
+
+
+def _with_widths(rows: Sequence[LevelRow], medians: Sequence[Row]) -> tuple[list[Row], Looks]:
+    """Medians of the last time window, whose errors are those of all times, with ``h``."""
+    last = max((row.window for row in rows), default=0)
+    looks = Looks([row.labels for row in rows])
     widths = {(_group(row.labels), row.level): row.h for row in rows if row.window == last}
-    for number, (group, lines) in enumerate(_grouped(medians).items()):
-        colour = style.COLOURS[number % len(style.COLOURS)]
-        line = style.LINE_STYLES[number // len(style.COLOURS) % len(style.LINE_STYLES)]
-        known = [{**row, "h": widths.get((group, row["level"]))} for row in lines]
-        for ax, abscissa in zip(panels, ABSCISSAE, strict=True):
-            points = [row for row in known if row[abscissa] and row["rel_l2"]]
-            if not points:
-                continue
-            x, y = ([row[key] for row in points] for key in (abscissa, "rel_l2"))
-            low, high = ([row[key] for row in points] for key in ("rel_l2_q1", "rel_l2_q3"))
-            ax.plot(x, y, color=colour, ls=line, marker="o", ms=3.5, label=group or "all")
-            ax.fill_between(x, low, high, color=colour, alpha=0.15, lw=0)
-    for ax, label in zip(panels, ABSCISSAE.values(), strict=True):
-        ax.set(xscale="log", yscale="log", xlabel=label)
+    axes = list(dict.fromkeys(axis for row in rows for axis in row.labels))
+    known: list[Row] = []
+    for row in medians:
+        if row["window"] == last:
+            labels = {axis: row[axis] for axis in axes if axis in row}
+            known.append({**row, "h": widths.get((_group(labels), row["level"])), "": labels})
+    return known, looks
+
+
+def _group(labels: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    return tuple((axis, label) for axis, label in labels.items() if axis != SEED)
+
+
+def _curves(known: Sequence[Row], looks: Looks, abscissa: str, error: str) -> list[_Curve]:
+    """One curve for each group that has points."""
+    groups: dict[Any, list[Row]] = {}
+    for row in known:
+        if row.get(abscissa) and row.get(error):
+            groups.setdefault(_group(row[""]), []).append(row)
+    return [
+        _Curve(
+            looks[lines[0][""]],
+            *(
+                np.array([row[key] for row in lines], dtype=float)
+                for key in (abscissa, error, f"{error}_q1", f"{error}_q3")
+            ),
+        )
+        for lines in groups.values()
+    ]
+
+
+def _draw(ax: Axes, curves: Sequence[_Curve], abscissa: str) -> None:
+    for curve in curves:
+        look = curve.look
+        ax.plot(
+            curve.x, curve.y, color=look.colour, ls=look.line, marker=look.marker, ms=3.5, lw=1.2
+        )
+        if (curve.low < curve.high).any():
+            ax.fill_between(curve.x, curve.low, curve.high, color=look.colour, alpha=0.12, lw=0)
+    ax.set(xscale="log", yscale="log", xlabel=ABSCISSAE[abscissa])
+    low, high = ax.get_xlim()
+    if high < SHORT * low:  # powers of ten alone would be too few
         ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         ax.xaxis.set_major_formatter("{x:g}")
-        ax.xaxis.set_minor_formatter(NullFormatter())
-        ax.grid(color=style.PALE, lw=0.6)
-    panels[0].set_ylabel("relative $L_2$ error, median and quartiles")
-    _slopes(panels[0], medians, widths)
-    handles, labels = panels[1].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)))
-    return figure
+    ax.xaxis.set_minor_formatter(NullFormatter())
+    ax.grid(color=style.PALE, lw=0.6)
+    if abscissa == "h":
+        _slopes(ax, curves, 1.0, "order {:g}")
+    elif abscissa in ("parameters", "operations"):
+        _slopes(ax, curves, -0.5, "slope {:g}")
 
 
-def _slopes(ax: Axes, medians: Medians, widths: Mapping[tuple[str, int], float | None]) -> None:
-    """Reference lines of whole orders, each below the first curve whose last order is nearest."""
-    drawn = set()
-    for group, lines in _grouped(medians).items():
-        order = round(lines[-1]["order"] or 0)
-        fine, coarse = (widths.get((group, row["level"])) for row in (lines[-1], lines[0]))
-        if order < 1 or order in drawn or not fine or not coarse:
+def _slopes(ax: Axes, curves: Sequence[_Curve], step: float, words: str) -> None:
+    """Lines of round slopes, multiples of ``step``, below the curves whose last slopes are near.
+
+    At most :data:`MOST_SLOPES`, and none where the error does not fall.
+    """
+    drawn: set[float] = set()
+    for curve in curves:
+        order = np.argsort(curve.x)
+        x, y = curve.x[order], curve.y[order]
+        if step < 0:  # the finest level is the last one, on the left or on the right
+            x, y = x[::-1], y[::-1]
+        if len(x) < 2 or x[0] == x[1]:
             continue
-        drawn.add(order)
-        x = np.array([fine, min(coarse, 4 * fine)])
-        y = lines[-1]["rel_l2"] / 3 * (x / fine) ** order
-        ax.plot(x, y, color=style.GREY, lw=0.8, ls=(0, (2, 2)))
-        ax.annotate(f"order {order}", (x[1], y[1]), fontsize=7, color=style.GREY, va="top")
+        slope = step * round(float(np.log(y[1] / y[0]) / np.log(x[1] / x[0])) / step)
+        if slope / step < 1 or slope in drawn or len(drawn) == MOST_SLOPES:
+            continue
+        drawn.add(slope)
+        ends = np.array([x[0], x[min(2, len(x) - 1)]])
+        line = y[0] / 3 * (ends / ends[0]) ** slope
+        ax.plot(ends, line, color=style.GREY, lw=0.8, ls=(0, (2, 2)))
+        side = "left" if ends[1] > ends[0] else "right"  # under the line, from its fine end on
+        place: dict[str, Any] = {"fontsize": 7, "color": style.GREY, "va": "top", "ha": side}
+        place["bbox"] = {"facecolor": "white", "alpha": 0.7, "lw": 0, "pad": 0.5}
+        ax.annotate(words.format(slope), (ends[0], line[0]), **place)
 
 
-def _spread(rows: Sequence[LevelRow]) -> Figure:
-    """Errors of the finest levels over the seeds, a box for each combination."""
-    finest: dict[str, dict[Any, float]] = {}
-    for row in rows:
-        if row.rel_l2:
-            finest.setdefault(_group(row.labels), {})[tuple(row.labels.items())] = row.rel_l2
-    figure = style.new_figure(6.8, 0.8 + 0.35 * len(finest))
-    ax = figure.subplots()
-    ax.boxplot(
-        [list(errors.values()) for errors in finest.values()],
-        orientation="horizontal",
-        tick_labels=[group or "all" for group in finest],
-        medianprops={"color": style.VERMILLION},
-    )
-    ax.set(xscale="log", xlabel="relative $L_2$ error on the finest level, over the seeds")
-    ax.grid(color=style.PALE, lw=0.6, axis="x")
-    ax.invert_yaxis()
+@style.styled
+def plot_spread(finals: Sequence[Row], axes: Sequence[str]) -> Figure | None:
+    """How the runs ended over the seeds, a box for each combination of the other axes.
+
+    Panels are the error, the loss and the first of the problem's own metrics, where they are known.
+    ``None`` if no combination has two runs.
+    """
+    groups: dict[Any, list[Row]] = {}
+    for row in finals:
+        labels = {axis: row[axis] for axis in axes if axis in row}
+        groups.setdefault(_group(labels), []).append(row)
+    groups = dict(list(groups.items())[:MOST_BOXES])
+    if not any(len(rows) > 1 for rows in groups.values()):
+        return None
+    looks = Looks([{axis: row[axis] for axis in axes if axis in row} for row in finals])
+    metrics = [name for row in finals for name in row if name.startswith("metrics.")][:1]
+    panels = list(dict.fromkeys([*filter(None, [known_error(finals)]), *metrics, "loss"]))
+    panels = [name for name in panels if any((row.get(name) or 0) > 0 for row in finals)][:3]
+    figure = style.new_figure(8.0, 1.0 + 0.3 * len(groups))
+    grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    names = [looks.name(dict(group)) for group in groups]
+    for ax, panel in zip(grid, panels, strict=True):
+        values = [
+            [row[panel] for row in rows if (row.get(panel) or 0) > 0] for rows in groups.values()
+        ]
+        ax.boxplot(
+            values,
+            orientation="horizontal",
+            tick_labels=names if ax is grid[0] else None,
+            manage_ticks=ax is grid[0],
+            medianprops={"color": style.VERMILLION},
+            flierprops={"markersize": 3},
+        )
+        ax.set(xscale="log", xlabel=ERRORS.get(panel, panel))
+        ax.xaxis.set_major_locator(LogLocator(numticks=5))
+        ax.grid(color=style.PALE, lw=0.6, axis="x")
+    grid[0].invert_yaxis()
     return figure
-
-
-def _group(labels: Mapping[str, Any]) -> str:
-    """The axes but the seed, in words."""
-    return ", ".join(f"{k}={v}" for k, v in labels.items() if k != SEED and not is_column(k))
-
-
-def _grouped(medians: Medians) -> dict[str, list[Mapping[str, Any]]]:
-    groups: dict[str, list[Mapping[str, Any]]] = {}
-    for row in medians:
-        groups.setdefault(_group(row), []).append(row)
-    return groups
-
-
-def _image(figure: Figure) -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=style.DPI, format="png")
-    return (
-        f"<img alt='' src='data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}'>"
-    )
-
-
-def _table(rows: Sequence[Mapping[str, Any]]) -> str:
-    names = columns(rows)
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in names)
-    body = "".join(
-        f"<tr{' class=limited' if row.get('limited') else ''}>"
-        + "".join(f"<td>{html.escape(shown(row.get(name)))}</td>" for name in names)
-        + "</tr>"
-        for row in rows
-    )
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"

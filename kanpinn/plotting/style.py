@@ -6,6 +6,7 @@ settings neither change them nor are changed by them.
 
 from __future__ import annotations
 
+import io
 import math
 import re
 from collections.abc import Callable, Iterable
@@ -30,6 +31,7 @@ Floats = NDArray[np.float64]
 Format = Literal["png", "pdf"]
 
 DPI = 150
+PAGE_DPI = 130
 STYLE: dict[str, Any] = {
     "font.size": 9.0,
     "axes.titlesize": 9.0,
@@ -106,6 +108,14 @@ def save_figure(figure: Figure, folder: Path, name: str, fmt: Format = "png") ->
         reason = error.strerror or error
         raise RunFolderError(f"figure {path}: cannot be written ({reason})") from error
     return path
+
+
+@styled
+def to_png(figure: Figure) -> bytes:
+    """A figure as PNG, for a page."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=PAGE_DPI, format="png", pil_kwargs={"optimize": True})
+    return buffer.getvalue()
 
 
 def symbol(name: str) -> str:

@@ -1,0 +1,107 @@
+"""How a study's curves are told apart: colours by the main axis, line styles by the others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from kanpinn.plotting import style
+from kanpinn.study import SEED
+
+LONGEST_LABEL = 34  # characters in a legend
+MARKERS = ("o", "s", "^", "D", "v")
+MOST_ENTRIES = 24  # of a legend; more cannot be told apart
+
+Labels = Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Look:
+    """How the curves of one group look."""
+
+    colour: Any
+    line: Any
+    marker: str
+
+
+class Looks:
+    """Looks for all groups of a study: the combinations of its axes but the seed.
+
+    The first axis with several values has the colours (a scale of them if there are many), the
+    combinations of the others have line styles and markers.
+
+    Args:
+        cases: labels of all cases.
+    """
+
+    def __init__(self, cases: Sequence[Labels]) -> None:
+        axes = list(dict.fromkeys(axis for labels in cases for axis in labels if axis != SEED))
+        values = {axis: list(dict.fromkeys(c[axis] for c in cases if axis in c)) for axis in axes}
+        varied = [axis for axis in axes if len(values[axis]) > 1]
+        self.axes = varied
+        self.main = varied[0] if varied else None
+        self.rest = varied[1:]
+        names = values[self.main] if self.main else [""]
+        self.colours = dict(zip(names, _colours(len(names)), strict=True))
+        others = dict.fromkeys(self._other(labels) for labels in cases)
+        self.lines = {
+            other: (
+                style.LINE_STYLES[k % len(style.LINE_STYLES)],
+                MARKERS[(k + k // len(style.LINE_STYLES)) % len(MARKERS)],
+            )
+            for k, other in enumerate(others)
+        }
+
+    def __getitem__(self, labels: Labels) -> Look:
+        line, marker = self.lines[self._other(labels)]
+        colour = self.colours[labels[self.main] if self.main else ""]
+        return Look(colour, line, marker)
+
+    def name(self, labels: Labels) -> str:
+        """A group in words, without what all have in common."""
+        words = ", ".join(f"{axis}={labels[axis]}" for axis in self.axes if axis in labels)
+        return short(words) or "all"
+
+    def legend(self, figure: Figure, *more: Line2D) -> None:
+        """What the looks mean, below the panels; nothing where there is one curve."""
+        handles = list(more)
+        if self.main:
+            handles += [
+                Line2D([], [], color=colour, lw=2, label=short(f"{self.main}={name}"))
+                for name, colour in self.colours.items()
+            ]
+        if self.rest:
+            handles += [
+                Line2D([], [], color=style.BLACK, ls=line, marker=marker, ms=3, lw=1, label=other)
+                for other, (line, marker) in self.lines.items()
+            ]
+        if len(handles) > MOST_ENTRIES:
+            left = len(handles) - MOST_ENTRIES + 1
+            handles = handles[: MOST_ENTRIES - 1]
+            handles.append(Line2D([], [], ls="", label=f"and {left} more"))
+        if handles:
+            widest = max(len(str(handle.get_label())) for handle in handles)
+            columns = 4 if widest <= 20 else 3 if widest <= 28 else 2
+            ncols = min(columns, len(handles))
+            figure.legend(handles=handles, loc="outside lower center", ncols=ncols)
+
+    def _other(self, labels: Labels) -> str:
+        return short(", ".join(f"{axis}={labels[axis]}" for axis in self.rest if axis in labels))
+
+
+def short(text: str) -> str:
+    """A label that a legend has room for; mathematics is none in it."""
+    cut = text if len(text) <= LONGEST_LABEL else f"{text[: LONGEST_LABEL - 3]}..."
+    return cut.replace("$", r"\$")
+
+
+def _colours(count: int) -> list[Any]:
+    if count <= len(style.COLOURS):
+        return list(style.COLOURS[:count])
+    scale = mpl.colormaps[style.MAGNITUDE]
+    return [scale(0.92 * k / (count - 1)) for k in range(count)]
