@@ -18,7 +18,7 @@ import kanpinn
 from kanpinn.api.study_report import sections, tables
 from kanpinn.api.study_results import CaseResult
 from kanpinn.cli import main
-from kanpinn.io.page import LARGEST_PICTURES, Picture, Section, write_page
+from kanpinn.io.page import LARGEST_PAGE, Picture, Section, write_page
 from kanpinn.io.study_tables import shown
 from kanpinn.plotting.study import plot_errors, plot_norms, plot_spread
 from kanpinn.plotting.study_histories import MOST_RUNS, History, plot_histories
@@ -266,7 +266,7 @@ def test_a_page_says_what_is_not_there(tmp_path: Path) -> None:
 
 def test_pictures_that_a_page_has_no_room_for_are_named(tmp_path: Path) -> None:
     png = to_png(Figure(figsize=(3, 2)))
-    large = Picture(png + b"\0" * LARGEST_PICTURES, "a large one")
+    large = Picture(png + b"\0" * LARGEST_PAGE, "a large one")
     small = Picture(png, "a 'small' one")
     page = tmp_path / "page.html"
     write_page(page, "t", [Section("Figures", pictures=[large, small]), Section("nothing")])
@@ -278,7 +278,7 @@ def test_long_tables_are_cut(tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     write_page(page, "t", [Section("Rows", rows=[{"n": str(k)} for k in range(612)])])
     text = page.read_text()
-    assert text.count("<tr>") == 501 and "112 further rows are in the CSV file" in text
+    assert text.count("<tr>") == 201 and "412 further rows are in the CSV file" in text
 
 
 CONFIG = {

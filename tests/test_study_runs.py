@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,10 @@ from click.testing import CliRunner
 import kanpinn
 from kanpinn.api.study_runner import Progress, duration
 from kanpinn.cli import main
+from kanpinn.config import parse_yaml
 from kanpinn.errors import RunFolderError
 from kanpinn.io.run_folder import RunFolder, lock
+from kanpinn.training import TrainingOptions
 
 LONG = """
 base:
@@ -159,3 +162,23 @@ def test_progress_over_the_whole_study() -> None:
     assert progress.line("b") == "[11/12] b; about 2 min left"
     assert progress.line("c") == "[12/12] c"
     assert [duration(s) for s in (0.2, 40, 240, 9000)] == ["1 s", "40 s", "4 min", "2.5 h"]
+
+
+@pytest.mark.skipif(
+    "work" not in {field.name for field in fields(TrainingOptions)},
+    reason="training.work is not there yet",
+)
+def test_a_budget_is_the_same_work_for_all_cases(tmp_path: Path) -> None:
+    text = LONG.replace("steps: 3000}], log_every: 500", "steps: 100000}], log_every: 20")
+    cases = "cases: {two: {training.levels: 2}, one: {training.levels: 1}}"
+    text = text.replace("axes: {seed: [1, 2]}", cases).partition("variants:")[0]
+    text += "budget: {of: evaluations, total: 200}\n"
+    study = kanpinn.run_study(written(tmp_path, text), tmp_path / "out", jobs=2)
+    assert [row["evaluations"] for row in study.finals()] == [200, 200]
+    assert [(row.level, row.evaluations, row.ended_by) for row in study.rows()] == [
+        (0, 100, "work"),
+        (1, 200, "work"),
+        (0, 200, "work"),
+    ]
+    two, one = (parse_yaml(found.config, "")["training"]["work"] for found in study.cases)
+    assert (two["per_level"], one["per_level"]) == (100, 200)

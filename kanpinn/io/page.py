@@ -5,13 +5,13 @@ from __future__ import annotations
 import base64
 import html
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kanpinn.io.run_folder import write_atomically
 
-MOST_ROWS = 500  # of a table on a page
-LARGEST_PICTURES = 1_400_000  # bytes of all pictures together: 1.9 MB as text
+MOST_ROWS = 200  # of a table on a page
+LARGEST_PAGE = 2_000_000  # bytes; what its words leave of them is for pictures
 DENSITY = 1.35  # pixels of a picture for one of the page
 CSS = """
 :root { color-scheme: light }
@@ -67,14 +67,16 @@ class Section:
 
 
 def write_page(path: Path, title: str, sections: Iterable[Section]) -> None:
-    """Write a page; of pictures what is beyond :data:`LARGEST_PICTURES` in all is only named.
+    """Write a page; pictures that would make it larger than :data:`LARGEST_PAGE` are only named.
 
     Raises:
         OSError: if it cannot be written.
     """
-    left = LARGEST_PICTURES
+    filled = [section for section in sections if not section.is_empty]
+    words = sum(len(_section(replace(section, pictures=()), 0)) for section in filled)
+    left = (LARGEST_PAGE - words) * 3 // 4  # as text a picture takes a third more
     parts = []
-    for section in (s for s in sections if not s.is_empty):
+    for section in filled:
         parts.append(_section(section, left))
         left -= sum(len(picture.png) for picture in _fitting(section.pictures, left))
     name = html.escape(title)
