@@ -163,6 +163,8 @@ def test_colours_are_the_main_axis_and_lines_the_others() -> None:
     found = {(looks[c].colour, looks[c].line) for c in cases}
     assert len(found) == 18 and len({colour for colour, _ in found}) == 9
     assert looks.name(cases[0]) == "order=0, kind=a"
+    long = [{"order": str(o), "kind": "a" * 90 + end} for o in (1, 2) for end in "xy"]
+    assert len({(Looks(long)[c].line, Looks(long).name(c)) for c in long}) == 4
     alone = Looks([{"seed": "1"}, {"seed": "2"}])
     assert alone.main is None and alone.name({"seed": "1"}) == "all"
 

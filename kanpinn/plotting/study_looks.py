@@ -77,7 +77,16 @@ class Looks:
             ]
         if self.rest:
             handles += [
-                Line2D([], [], color=style.BLACK, ls=line, marker=marker, ms=3, lw=1, label=other)
+                Line2D(
+                    [],
+                    [],
+                    color=style.BLACK,
+                    ls=line,
+                    marker=marker,
+                    ms=3,
+                    lw=1,
+                    label=short(other),
+                )
                 for other, (line, marker) in self.lines.items()
             ]
         if len(handles) > MOST_ENTRIES:
@@ -91,12 +100,13 @@ class Looks:
             figure.legend(handles=handles, loc="outside lower center", ncols=ncols)
 
     def _other(self, labels: Labels) -> str:
-        return short(", ".join(f"{axis}={labels[axis]}" for axis in self.rest if axis in labels))
+        return ", ".join(f"{axis}={labels[axis]}" for axis in self.rest if axis in labels)
 
 
 def short(text: str) -> str:
-    """A label that a legend has room for; mathematics is none in it."""
-    cut = text if len(text) <= LONGEST_LABEL else f"{text[: LONGEST_LABEL - 3]}..."
+    """A label that a legend has room for: its start and its end. No mathematics is read in it."""
+    half = (LONGEST_LABEL - 3) // 2
+    cut = text if len(text) <= LONGEST_LABEL else f"{text[:half]}...{text[-half:]}"
     return cut.replace("$", r"\$")
 
 
