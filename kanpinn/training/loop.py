@@ -29,7 +29,13 @@ from kanpinn.training.control import (
     split_errors,
     verdict,
 )
-from kanpinn.training.evaluation import HeldOut, ReferenceErrors, RefinementChange
+from kanpinn.training.evaluation import (
+    HeldOut,
+    ReferenceErrors,
+    RefinementChange,
+    SolutionChange,
+)
+from kanpinn.training.h1_error import H1Error
 from kanpinn.training.objective import ParameterPack, SystemObjective
 from kanpinn.training.options import AdamPhase, LevenbergMarquardtPhase, Phase, TrainingOptions
 from kanpinn.training.smoothing import Penalty, Roughness
@@ -60,6 +66,8 @@ class LevelContext:
         held_out: judges iterates.
         errors: against the reference.
         change: since the level before, where it is asked for.
+        h1: error of the gradient.
+        since: change since the last networks of the level before, if there is one.
         seed: of mini-batches.
         workers: threads that share the chunks of points.
         roughness: what a penalty weighs, if there is one.
@@ -70,6 +78,8 @@ class LevelContext:
     held_out: HeldOut
     errors: ReferenceErrors
     change: RefinementChange | None
+    h1: H1Error
+    since: SolutionChange | None
     seed: int
     workers: int = 1
     roughness: Roughness | None = None
@@ -420,7 +430,12 @@ class Trainer:
             record.optimisation_error = errors.optimisation if errors else None
             record.discretisation_error = errors.discretisation if errors else None
         record.loss, record.heldout_residual = last["loss"], last["heldout_residual"]
-        record.rel_l2, record.estimated_error = last["rel_l2"], last.get("estimated_error")
+        record.rel_l2, record.linf = last["rel_l2"], last["linf"]
+        record.estimated_error = last.get("estimated_error")
+        if reason is not StopReason.INTERRUPTED:
+            context = self.context
+            record.h1 = context.h1.evaluate(context.system)
+            record.change = context.since.evaluate(context.system) if context.since else None
         record.stop_reason = reason.value
         self._tell_no_gain()
         self._elapsed()

@@ -33,10 +33,13 @@ from kanpinn.training.control import EXTENSION
 from kanpinn.training.evaluation import (
     ReferenceErrors,
     RefinementChange,
+    SolutionChange,
     held_out_data,
     held_out_equations,
     predict,
+    reference_values,
 )
+from kanpinn.training.h1_error import H1Error, ReferenceGradient
 from kanpinn.training.hierarchy import (
     Hierarchy,
     Level,
@@ -118,6 +121,8 @@ class MultilevelRun:
         self.number, self.window = 0, problem  # the time window being solved
         self.past: System | None = None
         self._drawn: dict[tuple[str, int, int], tuple[Points, ...]] = {}  # of that window
+        self._exact: torch.Tensor | None = None  # the reference, known once it was asked for
+        self._gradient = ReferenceGradient(problem)
         self.observer = observer or NullObserver()
         self.state = state or RunState()
         problem.check()
@@ -157,7 +162,7 @@ class MultilevelRun:
 
     def _enter(self, number: int) -> None:
         """Take up a time window, where the best system of the one before ends."""
-        self.number, self._drawn = number, {}
+        self.number, self._drawn, self._exact = number, {}, None
         self.past = self.state.best_of(number - 1).best_system() if number else None
         count = self.options.training.windows
         self.window = window_problem(self.problem, number, count, self.past)
@@ -353,18 +358,31 @@ class MultilevelRun:
         held_out = held_out_data(
             self.window, self.blocks, points, options.sampling, system, options.seed, chunk
         )
-        x = evaluation_points(self.problem, self.window)
-        errors = ReferenceErrors(self.problem, self._trained_on(level), like.detach(), x)
+        x, trained = evaluation_points(self.problem, self.window), self._trained_on(level)
+        if self._exact is None:
+            self._exact = reference_values(self.problem, x)
         return LevelContext(
             system,
             data,
             held_out,
-            errors,
+            ReferenceErrors(self.problem, trained, like.detach(), x, self._exact),
             self._change(level, like.detach()),
+            H1Error(self._gradient, trained, like.detach(), self._end),
+            self._since(level, x.to(like)),
             options.seed,
             options.workers,
             self._roughness(system),
         )
+
+    def _since(self, level: Level, x: torch.Tensor) -> SolutionChange | None:
+        """Measures the change at points since the last networks of the level before."""
+        before = self._before(level)
+        return SolutionChange(self.problem.fields, before.system, x) if before else None
+
+    @property
+    def _end(self) -> float | None:
+        """Where the time window ends, if there are several."""
+        return None if self.window is self.problem else self.window.domain.upper[-1]
 
     def _change(self, level: Level, like: torch.Tensor) -> RefinementChange | None:
         """Measures the change since the level before, where there is one and anything needs it."""

@@ -45,9 +45,12 @@ class LevelRecord:
     level's points, of the coarse and of the prolongated networks. ``max_change`` is the largest
     difference of their values at held-out points. ``smoothing`` is the weight of the penalty that
     the level's best iterate was found with. Errors are those of all times up to the end of the
-    level's time window. ``extensions`` counts how often the points were doubled, on this level and
-    those before. The two errors are parts of the training residual
-    (:class:`~kanpinn.training.control.ErrorSplit`), known with ``refine: auto``;
+    level's time window: ``rel_l2`` and ``linf`` of the values, and ``h1`` of the gradient
+    (:class:`~kanpinn.training.h1_error.H1Error`), of the level's last networks. ``change`` is the
+    relative L2 difference of these from the last networks of the level before. Both ``h1`` and
+    ``change`` are known once the level has ended. ``extensions`` counts how often the points were
+    doubled, on this level and those before. The two errors that follow are parts of the training
+    residual (:class:`~kanpinn.training.control.ErrorSplit`), known with ``refine: auto``;
     ``estimated_error`` is described at :class:`~kanpinn.training.evaluation.RefinementChange`.
     ``conditions`` are the :class:`~kanpinn.optimisers.Condition` met, with spaces between.
     """
@@ -65,6 +68,9 @@ class LevelRecord:
     loss: float | None = None
     heldout_residual: float | None = None
     rel_l2: float | None = None
+    linf: float | None = None
+    h1: float | None = None
+    change: float | None = None
     extensions: int = 0
     optimisation_error: float | None = None
     discretisation_error: float | None = None
