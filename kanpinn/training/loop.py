@@ -36,8 +36,9 @@ from kanpinn.training.evaluation import (
     SolutionChange,
 )
 from kanpinn.training.h1_error import H1Error
-from kanpinn.training.objective import ParameterPack, SystemObjective
+from kanpinn.training.objective import SystemObjective
 from kanpinn.training.options import AdamPhase, LevenbergMarquardtPhase, Phase, TrainingOptions
+from kanpinn.training.parameters import ParameterPack
 from kanpinn.training.smoothing import Penalty, Roughness
 from kanpinn.training.state import EXTENDED, STOPPED, Observer, RunState, key_of, restore, snapshot
 from kanpinn.training.weighting import Weighting

@@ -53,8 +53,9 @@ from kanpinn.training.hierarchy import (
 )
 from kanpinn.training.knot_insertion import adaptive_knots, as_splines
 from kanpinn.training.loop import LevelContext, Trainer
-from kanpinn.training.objective import ParameterPack, SystemObjective
+from kanpinn.training.objective import SystemObjective
 from kanpinn.training.options import TrainingOptions
+from kanpinn.training.parameters import ParameterPack
 from kanpinn.training.smoothing import Roughness
 from kanpinn.training.starts import TrialObserver, best_trial, replay
 from kanpinn.training.state import (

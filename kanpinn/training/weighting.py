@@ -19,13 +19,14 @@ from kanpinn.residuals import Coordinates, ResidualBlock, System
 from kanpinn.sampling import QUADRATURE
 from kanpinn.training.accumulate import tree_sum
 from kanpinn.training.block_data import BlockData, residual_rows
-from kanpinn.training.objective import ParameterPack, SystemObjective
+from kanpinn.training.objective import SystemObjective
 from kanpinn.training.options import (
     AttentionOptions,
     BalanceOptions,
     CausalOptions,
     TrainingOptions,
 )
+from kanpinn.training.parameters import ParameterPack
 
 Named = dict[str, Tensor]
 
