@@ -209,6 +209,7 @@ class StepResult:
         stop: why the optimiser cannot usefully continue, or None.
         notes: what happened beside the normal course, e.g. "restarted from the best iterate".
         conditions: what was found out about the problem, if anything.
+        operations: of the optimiser's own linear algebra, beside what the objective was asked for.
     """
 
     theta: Tensor
@@ -219,6 +220,7 @@ class StepResult:
     stop: StopReason | None = None
     notes: tuple[str, ...] = ()
     conditions: tuple[Condition, ...] = ()
+    operations: int = 0
 
 
 class OptimiserOptions(Protocol):

@@ -201,6 +201,7 @@ class Trainer:
     def _update_weights(self, pack: ParameterPack) -> bool:
         """Update the weights that are due; whether the objective has changed."""
         changed, notes = self.weighting.update(self.state.step, pack)
+        self.state.current.record.operations += self.weighting.meter.take()
         for note in notes:
             self.observer.on_note(f"step {self.state.total_steps}: {note}")
         return changed
@@ -291,6 +292,7 @@ class Trainer:
         state.total_steps += 1
         state.current.record.steps += 1
         state.current.record.evaluations += result.evaluations
+        state.current.record.operations += objective.meter.operations + result.operations
         if isinstance(phase, AdamPhase):
             self.weighting.attend(objective)
         state.current.record.meet(result.conditions)
@@ -362,6 +364,7 @@ class Trainer:
             "phase": optimiser.options.optimiser if optimiser else note,
             "step": state.total_steps,
             "evaluations": sum(entry.record.evaluations for entry in state.levels),
+            "operations": sum(entry.record.operations for entry in state.levels),
             "loss": loss,
             "heldout_residual": residual,
             "heldout_score": score,

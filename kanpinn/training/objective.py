@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kanpinn.optimisers.operations import Meter, square, triangle
 from kanpinn.residuals import ResidualBlock, System, evaluate_rows
 from kanpinn.sampling import QUADRATURE
 from kanpinn.training.accumulate import tree_sum, triangular_factor
@@ -19,6 +20,7 @@ from kanpinn.training.parallel import ordered_map
 from kanpinn.training.parameters import ParameterPack
 from kanpinn.training.smoothing import Penalty
 from kanpinn.training.squares import Rows, Squares, squares
+from kanpinn.training.work import Evaluation
 
 BLOCK_ROWS = 256  # of the Jacobian, whose columns that are zero there are left out of its square
 
@@ -41,6 +43,9 @@ class SystemObjective:
         workers: threads that share the chunks; no result depends on them.
         factors: ``f`` per block name, ``(n_rows,)``; ones where missing.
         penalty: on rough splines.
+
+    Attributes:
+        meter: counts what the methods cost, see :mod:`kanpinn.training.work`.
     """
 
     def __init__(
@@ -57,7 +62,7 @@ class SystemObjective:
         self.system, self.pack, self.data = system, pack, tuple(data)
         self.workers, self.penalty = workers, penalty
         self.attention, self.factors = dict(attention or {}), dict(factors or {})
-        self.batch = batch
+        self.batch, self.meter = batch, Meter()
         self.rows: dict[str, list[tuple[slice | Tensor, Tensor]]] = {}
 
     def loss(self, theta: Tensor) -> Tensor:
@@ -80,6 +85,7 @@ class SystemObjective:
     def jacobian_rows(self, theta: Tensor) -> Iterator[Tensor]:
         """Pieces ``(any, n + 1)`` of ``[J | r]``, the Jacobian beside the residuals."""
         self.pack.write(theta)
+        self.meter.add(sum(data.cost().jacobian for data in self.data))
         yield from map(self._jacobian_piece, self._chunks())
         if self.penalty is not None:
             yield self.penalty.jacobian_piece(self.pack.layout)
@@ -99,8 +105,11 @@ class SystemObjective:
         self.pack.write(theta)
         sizes = [len(part) for part in self._residual_parts()]
         penalty = [] if self.penalty is None else [self.penalty]
+        costs = [data.cost(chunk) for data, chunk in self._chunks()]
         return ChunkedJacobian(
             chunks=[*self._chunks(), *penalty],
+            costs=[*costs, *(Evaluation(0, 1) for _ in penalty)],
+            meter=self.meter,
             sizes=sizes,
             linearise=one,
             move=lambda: self.pack.write(theta),
@@ -112,6 +121,7 @@ class SystemObjective:
     def transposed_product(self, theta: Tensor, u: Tensor) -> Tensor:
         """``J^T u`` ``(n,)`` for ``u`` of the shape of the residuals, ``(N,)``."""
         self.pack.write(theta)
+        self.meter.add(sum(data.cost().gradient for data in self.data))
         parameters = tuple(self.pack.parameters.values())
         pieces, start = [], 0
         if self.penalty is not None:
@@ -129,6 +139,7 @@ class SystemObjective:
         """The square of ``[J | r]`` at ``theta``, its blocks kept if ``memory`` bytes hold them."""
         theta = theta.detach().clone()
         self.pack.write(theta)
+        self._count_factor(square)
         pieces: list[tuple[BlockData, Chunk] | Penalty] = [*self._chunks()]
         if self.penalty is not None:
             pieces.append(self.penalty)
@@ -139,11 +150,13 @@ class SystemObjective:
             otherwise=lambda u: self.transposed_product(theta, u),
             memory=memory,
             workers=self.workers,
+            meter=self.meter,
         )
 
     def triangle(self, theta: Tensor) -> Tensor:
         """``R`` of a QR decomposition of ``[J | r]`` at ``theta``, ``(n + 1, n + 1)``."""
         self.pack.write(theta)
+        self._count_factor(triangle)
         chunks = list(self._chunks())
         sizes = [len(chunk.points[0]) // data.block.group for data, chunk in chunks]
         columns = self.pack.layout.total + 1
@@ -167,6 +180,13 @@ class SystemObjective:
                 products[index[:-1]] += columns.mT @ residuals
                 norms[index[:-1]] += columns.square().sum(0)
         return torch.where(norms > 0, products.square() / norms, 0.0)
+
+    def _count_factor(self, operations: Callable[[int, int], int]) -> None:
+        """Count the rows of ``[J | r]`` and what is made of them."""
+        rows = sum(data.n_rows * data.n_equations for data in self.data)
+        rows += 0 if self.penalty is None else len(self.penalty.rows())
+        self.meter.add(sum(data.cost().jacobian for data in self.data))
+        self.meter.add(operations(rows, self.pack.layout.total + 1))
 
     def _jacobian_piece(self, piece: tuple[BlockData, Chunk]) -> Tensor:
         """``[J | r]`` of one chunk, ``(any, n + 1)``, at the parameters as they stand."""
@@ -219,6 +239,7 @@ class SystemObjective:
             rows = evaluate_rows(data.block, self.system, chunk.points, chunk.prepared)
             return (self._scale(data, chunk, rows) * rows).reshape(-1)
 
+        self.meter.add(sum(data.cost().residual for data in self.data))
         yield from ordered_map(one, self._chunks(), self.workers)
         if self.penalty is not None:
             with torch.no_grad():
@@ -266,6 +287,8 @@ class SystemObjective:
         """
         self.rows = {}
         pieces = list(self._batch())
+        costs = [piece.data.cost(piece.chunk) for piece in pieces]
+        self.meter.add(sum(cost.gradient if gradient else cost.residual for cost in costs))
 
         def one(piece: _Piece) -> tuple[list[Tensor], Tensor | None]:
             with torch.set_grad_enabled(gradient):  # threads have modes of their own

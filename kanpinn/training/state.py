@@ -41,6 +41,7 @@ def restore(system: System, values: Parameters) -> None:
 class LevelRecord:
     """What the run reports of one level.
 
+    ``operations`` are those spent on training, see :mod:`kanpinn.training.work`.
     ``loss_before_prolongation`` and ``loss_after_prolongation`` are the same loss, on this
     level's points, of the coarse and of the prolongated networks. ``max_change`` is the largest
     difference of their values at held-out points. ``smoothing`` is the weight of the penalty that
@@ -61,6 +62,7 @@ class LevelRecord:
     n_points: int
     steps: int = 0
     evaluations: int = 0
+    operations: int = 0
     wall_s: float = 0.0
     loss_before_prolongation: float | None = None
     loss_after_prolongation: float | None = None
