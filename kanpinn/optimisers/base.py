@@ -48,6 +48,8 @@ class StopReason(StrEnum):
     """The optimisation error is below the discretisation error (set by the training loop)."""
     OPTIMISER = "optimiser"
     """The loss has stalled above the discretisation error (set by the training loop)."""
+    WORK = "work"
+    """The level has spent its budget of work (set by the training loop)."""
     INTERRUPTED = "interrupted"
     """The user stopped the run (set by the training loop)."""
 

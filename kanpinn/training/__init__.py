@@ -17,6 +17,7 @@ from kanpinn.training.options import (
     SmoothingOptions,
     TargetOptions,
     TrainingOptions,
+    WorkOptions,
 )
 from kanpinn.training.state import LevelRecord, LevelState, NullObserver, Observer, RunState
 from kanpinn.training.weighting import Weights
@@ -48,6 +49,7 @@ __all__ = [
     "TargetOptions",
     "TrainingOptions",
     "Weights",
+    "WorkOptions",
     "build_hierarchy",
     "predict",
 ]

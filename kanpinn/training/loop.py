@@ -52,7 +52,7 @@ OPTIMISER_STOPS = (
 )
 # Reasons that end a phase but not the level, and those that end a level but not the run.
 PHASE_ENDS = (StopReason.STEPS, StopReason.OPTIMISER, *OPTIMISER_STOPS)
-LEVEL_ENDS = (*PHASE_ENDS, StopReason.POINTS, StopReason.KNOTS)
+LEVEL_ENDS = (*PHASE_ENDS, StopReason.POINTS, StopReason.KNOTS, StopReason.WORK)
 # Reasons that stop a run in the midst of a phase, which may go on later.
 STOPS = (StopReason.INTERRUPTED, StopReason.TIME)
 
@@ -133,8 +133,9 @@ class Trainer:
         stages = self.options.stages
         while state.phase < len(stages):
             phase, _ = stages[state.phase]
-            if phase.steps_on(level):
-                reason = self._run_phase(phase, phase.steps_on(level))
+            steps = self.options.steps_of(phase, level)
+            if steps:
+                reason = self._run_phase(phase, steps)
                 if reason in OPTIMISER_STOPS and not self._phases_left():
                     reason = self._limit(reason)
                 if reason not in PHASE_ENDS:
@@ -176,7 +177,7 @@ class Trainer:
         if not self.state.optimiser:
             self.state.optimiser = self._fresh(optimiser, theta, pack, steps)
         while self.state.step < steps:
-            limit = self._judge()
+            limit = StopReason.WORK if self._is_spent() else self._judge()
             if limit is not None:
                 return limit
             if self._update_weights(pack):
@@ -227,11 +228,16 @@ class Trainer:
         lines = judged_lines(state)
         return verdict(lines, self._split) if is_due(len(lines)) else None
 
+    def _is_spent(self) -> bool:
+        """Whether the level has spent its work; asked before a step, like :meth:`_judge`."""
+        work = self.options.work
+        return work is not None and work.spent(self.state.current.record.as_dict())
+
     def _phases_left(self) -> bool:
         """Whether a later phase of this level has steps."""
         level = self.state.current.record.level
         later = self.options.stages[self.state.phase + 1 :]
-        return any(phase.steps_on(level) for phase, _ in later)
+        return any(self.options.steps_of(phase, level) for phase, _ in later)
 
     def _limit(self, reason: StopReason) -> StopReason:
         """What limits a level whose last optimiser has stopped by itself, with ``refine: auto``."""

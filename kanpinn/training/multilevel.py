@@ -210,6 +210,7 @@ class MultilevelRun:
             training = replace(self.options.training, starts=None)
             options = replace(self.options, training=training, start=number)
             trial = MultilevelRun(self.problem, options, TrialObserver(self.observer), state)
+            trial._gradient = self._gradient  # known once it was asked for
             trial._enter(self.number)
             return trial._train_levels(starts.levels)
 
