@@ -10,16 +10,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from kanpinn.optimisers import Optimiser, StepResult, StopReason, build_optimiser
-from kanpinn.residuals import System
-from kanpinn.sampling import batch_indices
-from kanpinn.training.block_data import BlockData, residual_rows
+from kanpinn.training.block_data import residual_rows
+from kanpinn.training.context import LevelContext
 from kanpinn.training.control import (
     ErrorSplit,
     is_due,
@@ -29,17 +27,10 @@ from kanpinn.training.control import (
     split_errors,
     verdict,
 )
-from kanpinn.training.evaluation import (
-    HeldOut,
-    ReferenceErrors,
-    RefinementChange,
-    SolutionChange,
-)
-from kanpinn.training.h1_error import H1Error
 from kanpinn.training.objective import SystemObjective
 from kanpinn.training.options import AdamPhase, LevenbergMarquardtPhase, Phase, TrainingOptions
 from kanpinn.training.parameters import ParameterPack
-from kanpinn.training.smoothing import Penalty, Roughness
+from kanpinn.training.stage import Stage
 from kanpinn.training.state import EXTENDED, STOPPED, Observer, RunState, key_of, restore, snapshot
 from kanpinn.training.weighting import Weighting
 
@@ -55,35 +46,6 @@ PHASE_ENDS = (StopReason.STEPS, StopReason.OPTIMISER, *OPTIMISER_STOPS)
 LEVEL_ENDS = (*PHASE_ENDS, StopReason.POINTS, StopReason.KNOTS, StopReason.WORK)
 # Reasons that stop a run in the midst of a phase, which may go on later.
 STOPS = (StopReason.INTERRUPTED, StopReason.TIME)
-
-
-@dataclass
-class LevelContext:
-    """What a level is trained on.
-
-    Attributes:
-        system: networks and scalars.
-        data: residual blocks with their points.
-        held_out: judges iterates.
-        errors: against the reference.
-        change: since the level before, where it is asked for.
-        h1: error of the gradient.
-        since: change since the last networks of the level before, if there is one.
-        seed: of mini-batches.
-        workers: threads that share the chunks of points.
-        roughness: what a penalty weighs, if there is one.
-    """
-
-    system: System
-    data: tuple[BlockData, ...]
-    held_out: HeldOut
-    errors: ReferenceErrors
-    change: RefinementChange | None
-    h1: H1Error
-    since: SolutionChange | None
-    seed: int
-    workers: int = 1
-    roughness: Roughness | None = None
 
 
 class Trainer:
@@ -112,6 +74,7 @@ class Trainer:
         self.options, self.context, self.state = options, context, state
         self.observer, self.clock = observer, clock
         self.weighting = Weighting(options, context.system, context.data, state.weights)
+        self.stage = Stage(options, context, state, self.weighting)
         started = clock() if started is None else started
         self._start = started - state.elapsed
         self._level_start = started - state.current.record.wall_s
@@ -120,12 +83,12 @@ class Trainer:
         """Run the level's remaining phases; the reason is that of the last one."""
         state, level = self.state, self.state.current.record.level
         if not self._has_begun():
-            self._log(self._loss(), note="start")
+            self._log(self.stage.loss(), note="start")
             if not math.isfinite(state.history[-1]["loss"]):
                 self._tell_non_finite()
         extended = sum(row["phase"] == EXTENDED for row in state.history)
         if extended < state.current.record.extensions:
-            self._log(self._loss(), note=EXTENDED)
+            self._log(self.stage.loss(), note=EXTENDED)
         undecided = self.options.starts is not None and not state.total_steps
         if undecided and self.observer.stop_requested():
             return self._close(StopReason.INTERRUPTED)
@@ -141,7 +104,7 @@ class Trainer:
                 if reason not in PHASE_ENDS:
                     break
                 if self.context.roughness and state.history[-1]["step"] != state.total_steps:
-                    self._log(self._loss(), note="penalty")  # its last iterate is judged, too
+                    self._log(self.stage.loss(), note="penalty")  # its last iterate is judged, too
             state.phase, state.step, state.optimiser = state.phase + 1, 0, {}
         return self._close(reason)
 
@@ -182,7 +145,7 @@ class Trainer:
                 return limit
             if self._update_weights(pack):
                 self.state.optimiser = optimiser.refresh(theta, self.state.optimiser, pack.layout)
-            objective = self._objective(phase, pack)
+            objective = self.stage.objective(phase, pack)
             result = optimiser.step(theta, self.state.optimiser, objective, pack.layout)
             theta = result.theta
             self._accept(phase, pack, result, objective)
@@ -255,39 +218,6 @@ class Trainer:
             return None
         return split_errors(system, self.context.data, self.context.workers)
 
-    def _objective(self, phase: Phase, pack: ParameterPack) -> SystemObjective:
-        batch = None
-        if isinstance(phase, AdamPhase) and phase.batch is not None:
-            size = phase.batch
-
-            def batch(data: BlockData) -> Tensor | None:
-                if data.n_rows <= size or data.block.group > 1:
-                    return None
-                seed, step = self.context.seed, self.state.total_steps
-                return batch_indices(data.n_rows, size, seed, step, data.block.name)
-
-        return SystemObjective(
-            self.context.system,
-            pack,
-            self.context.data,
-            self.state.weights.attention,
-            batch,
-            self.context.workers,
-            self.weighting.factors(),
-            penalty=self._penalty,
-        )
-
-    @property
-    def _weight(self) -> float | None:
-        """Weight of the current stage's penalty; behind the last stage, still the last one's."""
-        stages = self.options.stages
-        return stages[min(self.state.phase, len(stages) - 1)][1]
-
-    @property
-    def _penalty(self) -> Penalty | None:
-        weight, roughness = self._weight, self.context.roughness
-        return None if weight is None or roughness is None else Penalty(weight, roughness)
-
     def _accept(
         self, phase: Phase, pack: ParameterPack, result: StepResult, objective: SystemObjective
     ) -> None:
@@ -316,7 +246,7 @@ class Trainer:
             # Logged is the whole objective at the iterate that is kept; an optimiser may know it
             # at the start of its step alone, or for a mini-batch.
             known = optimiser.loss_at == "end" and not batched
-            row = self._log(float(result.loss) if known else self._loss(), optimiser=optimiser)
+            row = self._log(float(result.loss) if known else self.stage.loss(), optimiser=optimiser)
             # On the whole batch every step meets the same loss: one skipped is lost for good.
             skipped = int(result.state.get("skipped_in_a_row", torch.tensor(0)))
             least = options.log_every if batched else 1
@@ -334,58 +264,17 @@ class Trainer:
             self.observer.on_checkpoint(state)
         return None
 
-    def _loss(self) -> float:
-        pack = ParameterPack(self.context.system)
-        weights, factors = self.state.weights.attention, self.weighting.factors()
-        objective = SystemObjective(
-            self.context.system,
-            pack,
-            self.context.data,
-            weights,
-            factors=factors,
-            penalty=self._penalty,
-        )
-        return float(objective.loss(pack.read()))
-
     def _log(
         self, loss: float, note: str | None = None, optimiser: Optimiser | None = None
     ) -> dict[str, Any]:
         """Evaluate, keep the best iterate, add a line of history."""
         state, level = self.state, self.state.current
-        row = self._row(loss, note, optimiser)
+        phase = optimiser.options.optimiser if optimiser else note
+        row = self.stage.line(loss, phase, self._elapsed)
         if row["heldout_score"] < level.best_score and note != STOPPED:
             self._keep(row)
         state.history.append(row)
         self.observer.on_log(row, state)
-        return row
-
-    def _row(self, loss: float, note: str | None, optimiser: Optimiser | None) -> dict[str, Any]:
-        """Held-out residual and error of the current iterate; changes nothing but the clock."""
-        state = self.state
-        residual, score = self.context.held_out.evaluate(self.context.system)
-        errors = self.context.errors.evaluate(self.context.system)
-        change = self.context.change
-        row = {
-            "level": state.current.record.level,
-            "phase": optimiser.options.optimiser if optimiser else note,
-            "step": state.total_steps,
-            "evaluations": sum(entry.record.evaluations for entry in state.levels),
-            "operations": sum(entry.record.operations for entry in state.levels),
-            "loss": loss,
-            "heldout_residual": residual,
-            "heldout_score": score,
-            "rel_l2": errors.rel_l2 if errors else None,
-            "linf": errors.linf if errors else None,
-            "wall_s": self._elapsed(),
-        }
-        if self.options.windows > 1:
-            row["window"] = state.current.record.window
-        if self._weight is not None:
-            row["smoothing"] = self._weight
-        if self.options.estimates:
-            row["estimated_error"] = change.evaluate(self.context.system, score) if change else None
-        for name, value in self.context.system.scalars.items():
-            row[f"scalar.{name}"] = float(value.detach())
         return row
 
     def _take_as_solution(self, row: dict[str, Any]) -> StopReason:
@@ -398,7 +287,7 @@ class Trainer:
         level = self.state.current
         level.best, level.best_score = snapshot(self.context.system), row["heldout_score"]
         level.best_step = self.state.total_steps
-        level.record.smoothing = self._weight
+        level.record.smoothing = self.stage.weight
 
     def _restart(self) -> bool:
         """Go back to the best iterate after a non-finite loss; False when that is used up."""
@@ -429,7 +318,7 @@ class Trainer:
         """
         record, last = self.state.current.record, self.state.history[-1]
         if last["step"] != self.state.total_steps:
-            last = self._log(self._loss(), note=STOPPED if reason in STOPS else "end")
+            last = self._log(self.stage.loss(), note=STOPPED if reason in STOPS else "end")
             if self.options.target.met(last):
                 if reason in LEVEL_ENDS:
                     reason = self._take_as_solution(last)

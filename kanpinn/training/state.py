@@ -199,6 +199,18 @@ class RunState:
             return levels[-1]
         return min(reversed(levels), key=lambda level: level.best_score)
 
+    def before(self, key: tuple[int, int]) -> LevelState | None:
+        """The last level trained before that of a key in its time window, if there is one."""
+        levels = {level.record.key: level for level in self.levels}
+        window, number = key
+        earlier = [levels[window, k] for k in range(number) if (window, k) in levels]
+        return earlier[-1] if earlier else None
+
+    def extensions_to(self, level: int) -> int:
+        """How often points were doubled up to a level, by its number: a level inherits them."""
+        begun = [entry.record for entry in self.levels if entry.record.level <= level]
+        return begun[-1].extensions if begun else 0
+
     def join_windows(self) -> None:
         """Give every system its past: the best one of the window before."""
         past: dict[int, System | None] = {0: None}

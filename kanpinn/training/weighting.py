@@ -21,13 +21,9 @@ from kanpinn.sampling import QUADRATURE
 from kanpinn.training.accumulate import tree_sum
 from kanpinn.training.block_data import BlockData, residual_rows
 from kanpinn.training.objective import SystemObjective
-from kanpinn.training.options import (
-    AttentionOptions,
-    BalanceOptions,
-    CausalOptions,
-    TrainingOptions,
-)
+from kanpinn.training.options import TrainingOptions
 from kanpinn.training.parameters import ParameterPack
+from kanpinn.training.weight_options import AttentionOptions, BalanceOptions, CausalOptions
 
 Named = dict[str, Tensor]
 
@@ -119,7 +115,7 @@ class Weighting:
 
 
 class Attention:
-    """Residual-based attention: see :class:`~kanpinn.training.options.AttentionOptions`.
+    """Residual-based attention: see :class:`~kanpinn.training.weight_options.AttentionOptions`.
 
     Args:
         options: blocks and rates.
@@ -156,7 +152,7 @@ class Attention:
 
 
 class Balance:
-    """Factors of whole blocks: see :class:`~kanpinn.training.options.BalanceOptions`.
+    """Factors of whole blocks: see :class:`~kanpinn.training.weight_options.BalanceOptions`.
 
     Args:
         options: what is made equal, and how often.
@@ -220,7 +216,7 @@ class Balance:
 
 
 class Causality:
-    """Factors in time: see :class:`~kanpinn.training.options.CausalOptions`.
+    """Factors in time: see :class:`~kanpinn.training.weight_options.CausalOptions`.
 
     Args:
         options: slices, epsilons, and how often.
