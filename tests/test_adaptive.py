@@ -165,7 +165,7 @@ def test_points_are_drawn_once_on_every_level(monkeypatch: pytest.MonkeyPatch) -
         calls.append(block.name)
         return adapt_points(block, *arguments)
 
-    monkeypatch.setattr("kanpinn.training.multilevel.adapt_points", counted)
+    monkeypatch.setattr("kanpinn.training.drawing.adapt_points", counted)
     sampling = SamplingOptions(interior=60, held_out=50, adaptive=AdaptiveSampling())
     training = TrainingOptions(levels=4, phases=(LevenbergMarquardtPhase(steps=1),))
     MultilevelRun(

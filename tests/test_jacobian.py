@@ -18,8 +18,9 @@ from kanpinn.problem import Problem
 from kanpinn.residuals import evaluate_rows
 from kanpinn.sampling import QUADRATURE, sample, stream
 from kanpinn.training.accumulate import triangular_factor
-from kanpinn.training.objective import ParameterPack, SystemObjective, flat_gradient
+from kanpinn.training.objective import SystemObjective, flat_gradient
 from kanpinn.training.parallel import ordered_map
+from kanpinn.training.parameters import ParameterPack
 from kanpinn.training.squares import squares
 
 

@@ -44,7 +44,8 @@ from kanpinn.training.block_data import BlockData
 from kanpinn.training.evaluation import predict
 from kanpinn.training.hierarchy import Refinement, largest, on_knots, refine_system
 from kanpinn.training.knot_insertion import adaptive_knots, as_splines, interval_gains
-from kanpinn.training.objective import ParameterPack, SystemObjective
+from kanpinn.training.objective import SystemObjective
+from kanpinn.training.parameters import ParameterPack
 
 Floats = NDArray[np.float64]
 KINK = 0.3

@@ -45,7 +45,8 @@ from kanpinn.training.block_data import residual_rows
 from kanpinn.training.checks import check_blocks
 from kanpinn.training.evaluation import predict
 from kanpinn.training.hierarchy import Refinement, refine_system
-from kanpinn.training.objective import ParameterPack, SystemObjective
+from kanpinn.training.objective import SystemObjective
+from kanpinn.training.parameters import ParameterPack
 
 SAMPLING = SamplingOptions(interior=24, boundary=4, held_out=20)
 ADAPTIVE = replace(SAMPLING, adaptive=AdaptiveSampling())

@@ -30,7 +30,8 @@ from kanpinn.training.evaluation import (
     held_out_data,
     predict,
 )
-from kanpinn.training.objective import ParameterPack, SystemObjective, group_name
+from kanpinn.training.objective import SystemObjective
+from kanpinn.training.parameters import ParameterPack, group_name
 
 SQUARE = Box((-1.0, 0.0), (1.0, 2.0))
 

@@ -96,7 +96,7 @@ def test_any_memory_layout_of_numpy(plain: Solution) -> None:
 def test_chunks_make_no_difference(plain: Solution, monkeypatch: pytest.MonkeyPatch) -> None:
     x = points(1000)
     whole = plain.derivatives(x, "", "xy")
-    monkeypatch.setattr("kanpinn.solution.evaluator.chunk_rows", lambda *_: 64)
+    monkeypatch.setattr("kanpinn.training.derivatives.chunk_rows", lambda *_: 64)
     pieces = plain.derivatives(x, "", "xy")
     for name, values in whole.items():
         np.testing.assert_allclose(pieces[name], values, rtol=0, atol=1e-14)

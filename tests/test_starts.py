@@ -71,10 +71,12 @@ def test_the_run_is_that_of_the_best_start(levels: int) -> None:
     for found, expected in zip(state.levels, best.levels, strict=True):
         same_tensors(found.best, expected.best)
         assert found.record.loss == expected.record.loss
-    tried = [sum(x.record.evaluations for x in single.levels[:levels]) for single in every]
-    others = sum(tried) - tried[every.index(best)]
-    assert state.history[-1]["evaluations"] == best.history[-1]["evaluations"] + others
-    assert state.levels[0].record.evaluations == best.levels[0].record.evaluations + others
+    for name in ("evaluations", "operations"):
+        tried = [sum(getattr(x.record, name) for x in single.levels[:levels]) for single in every]
+        others = sum(tried) - tried[every.index(best)]
+        assert state.history[-1][name] == best.history[-1][name] + others > others > 0
+        first, own = (getattr(s.levels[0].record, name) for s in (state, best))
+        assert first == own + others
     assert [row["step"] for row in state.history] == [row["step"] for row in best.history]
     clock = [row["wall_s"] for row in state.history]
     assert clock == sorted(clock)

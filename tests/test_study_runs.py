@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,6 @@ from kanpinn.cli import main
 from kanpinn.config import parse_yaml
 from kanpinn.errors import RunFolderError
 from kanpinn.io.run_folder import RunFolder, lock
-from kanpinn.training import TrainingOptions
 
 LONG = """
 base:
@@ -164,10 +162,6 @@ def test_progress_over_the_whole_study() -> None:
     assert [duration(s) for s in (0.2, 40, 240, 9000)] == ["1 s", "40 s", "4 min", "2.5 h"]
 
 
-@pytest.mark.skipif(
-    "work" not in {field.name for field in fields(TrainingOptions)},
-    reason="training.work is not there yet",
-)
 def test_a_budget_is_the_same_work_for_all_cases(tmp_path: Path) -> None:
     text = LONG.replace("steps: 3000}], log_every: 500", "steps: 100000}], log_every: 20")
     cases = "cases: {two: {training.levels: 2}, one: {training.levels: 1}}"

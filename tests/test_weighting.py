@@ -36,7 +36,8 @@ from kanpinn.training import (
     Weights,
 )
 from kanpinn.training.block_data import residual_rows
-from kanpinn.training.objective import ParameterPack, SystemObjective
+from kanpinn.training.objective import SystemObjective
+from kanpinn.training.parameters import ParameterPack
 from kanpinn.training.weighting import Weighting
 
 MODEL = KANOptions(width=3, order=4, intervals=3)

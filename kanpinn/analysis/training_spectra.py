@@ -31,7 +31,8 @@ from kanpinn.splines import inverse_change_of_basis
 from kanpinn.training.block_data import BlockData
 from kanpinn.training.hierarchy import knot_networks
 from kanpinn.training.knot_insertion import as_splines
-from kanpinn.training.objective import ParameterPack, SystemObjective
+from kanpinn.training.objective import SystemObjective
+from kanpinn.training.parameters import ParameterPack
 
 Floats = NDArray[np.float64]
 Of = Literal["residual", "values"]

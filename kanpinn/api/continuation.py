@@ -23,7 +23,8 @@ def find_run(
 ) -> RunFolder:
     """The folder of the run to continue: ``out``, or the newest unfinished one of this config.
 
-    A run is unfinished, too, if what ended it would not end it now: its time limit, or its target.
+    A run is unfinished, too, if what ended it would not end it now: its time limit, its budget of
+    work, or its target.
 
     Args:
         runs: folder of the runs of that name.
@@ -58,8 +59,8 @@ def _is_unfinished(folder: RunFolder, training: TrainingOptions) -> bool:
         return True
     summary = folder.read_summary() or {}
     try:
-        reason = summary["levels"][-1]["stop_reason"]
-        return _goes_on(reason, float(summary["wall_s"]), summary, training)
+        record = summary["levels"][-1]
+        return _goes_on(record, float(summary["wall_s"]), summary, training)
     except (LookupError, TypeError, ValueError):  # a summary that was edited
         return False
 
@@ -99,8 +100,8 @@ def restored(checkpoint: Checkpoint, prepared: Prepared, config: Mapping[str, An
     """
     options = prepared.run.options
     state = restore_state(checkpoint, options.device, options.dtype)
-    training, reason = prepared.config.training, state.current.record.stop_reason
-    if state.finished and _goes_on(reason, state.elapsed, state.history[-1], training):
+    training, record = prepared.config.training, state.current.record.as_dict()
+    if state.finished and _goes_on(record, state.elapsed, state.history[-1], training):
         state.finished = False
     if not state.finished:
         state.reopen()
@@ -116,16 +117,19 @@ def restored(checkpoint: Checkpoint, prepared: Prepared, config: Mapping[str, An
 
 
 def _goes_on(
-    reason: str | None, elapsed: float, row: Mapping[str, Any], training: TrainingOptions
+    record: Mapping[str, Any], elapsed: float, row: Mapping[str, Any], training: TrainingOptions
 ) -> bool:
     """Whether what ended a finished run in the midst of a phase would not end it now.
 
     Args:
-        reason: why its last level ended.
+        record: of its last level.
         elapsed: seconds it took.
         row: loss, held-out residual and error it ended with.
         training: the options now.
     """
+    reason = record["stop_reason"]
+    if reason == StopReason.WORK:
+        return training.work is None or not training.work.spent(record)
     if reason == StopReason.TIME:
         return training.time_limit is None or training.time_limit > elapsed
     if reason == StopReason.TARGET:

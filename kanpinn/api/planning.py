@@ -46,6 +46,8 @@ class LevelPlan:
         solvers: the linear solver of each phase on these points, ``None`` for other methods than
             ``lm``, where the level is skipped, and where the rows of a penalty would decide.
         at_most: whether intervals and parameters are the most that training may arrive at.
+        work: what the level may spend, of what ``training.work`` counts, in which case steps are
+            the most that it may take; ``None`` without such a budget.
         starts: initial networks that take these steps.
     """
 
@@ -57,6 +59,7 @@ class LevelPlan:
     memory_mib: float
     solvers: tuple[str | None, ...]
     at_most: bool = False
+    work: float | None = None
     starts: int = 1
 
     def as_dict(self) -> dict[str, Any]:
@@ -95,15 +98,15 @@ class PhasePlan:
 
 def phase_plans(prepared: Prepared, levels: Sequence[LevelPlan]) -> list[PhasePlan]:
     """The optimiser of every phase, and how it came to be chosen."""
-    run = prepared.run
+    run, training = prepared.run, prepared.run.options.training
     return [
         PhasePlan(
             optimiser=phase.optimiser,
-            steps=tuple(phase.steps_on(level.level) for level in levels),
+            steps=tuple(training.steps_of(phase, level.level) for level in levels),
             reason=run.reasons.get(number),
             solvers=tuple(level.solvers[number] for level in levels),
         )
-        for number, phase in enumerate(run.options.training.phases)
+        for number, phase in enumerate(training.phases)
     ]
 
 
@@ -113,7 +116,7 @@ def plan(prepared: Prepared) -> list[LevelPlan]:
     The number of points is exact but for the sampling method ``grid``, which rounds it.
     """
     run = prepared.run
-    options = run.options
+    options, work = run.options, run.options.training.work
     system = build_system(run.problem, options.model, torch.Generator().manual_seed(options.seed))
     specs = {block.name: required_jets(block, system) for block in run.blocks}
     knots = first_knots(system)
@@ -132,6 +135,7 @@ def plan(prepared: Prepared) -> list[LevelPlan]:
                 memory_mib=sizes.total() / MIB,
                 solvers=sizes.solvers(),
                 at_most=level.at_most,
+                work=work.on(level.index) if work else None,
                 starts=run.starts_on(level),
             )
         )
@@ -175,7 +179,7 @@ class _Sizes:
         return tuple(
             LevenbergMarquardt(phase).choose(rows, n, self._number).solver
             if isinstance(phase, LevenbergMarquardtOptions)
-            and phase.steps_on(self.level.index)
+            and training.steps_of(phase, self.level.index)
             and known
             else None
             for phase in training.phases
@@ -223,10 +227,10 @@ class _Sizes:
 
     def _optimiser(self) -> float:
         """Vectors as long as the parameters, or the Jacobian, of the greediest phase."""
-        n, phases = self.level.n_parameters, self.prepared.config.training.phases
+        n, training = self.level.n_parameters, self.prepared.config.training
         numbers = [float(ADAM_VECTORS * n)]
-        for phase in phases:
-            if not phase.steps_on(self.level.index):
+        for phase in training.phases:
+            if not training.steps_of(phase, self.level.index):
                 continue
             if isinstance(phase, LBFGSOptions):
                 numbers.append((2.0 * phase.history + 8) * n)

@@ -13,6 +13,7 @@ from kanpinn.cli.options import PATH, all_overrides, as_json, config_arguments, 
 
 if TYPE_CHECKING:
     from kanpinn.api import LevelPlan, PhasePlan, Prepared, SolveResult
+    from kanpinn.training import WorkOptions
 
 
 @click.command(short_help="Train as a config says; keys can be replaced.")
@@ -139,7 +140,7 @@ def show_plan(prepared: Prepared, as_json: bool) -> None:
         click.echo(to_json(found, indent=2))
         return
     click.echo(dump_yaml(config))
-    _print_plan(levels)
+    _print_plan(levels, prepared.run.options.training.work)
     click.echo()
     _print_choices(phases)
     click.echo(
@@ -155,15 +156,19 @@ def _print_choices(phases: list[PhasePlan]) -> None:
             click.echo(phase.choice())
 
 
-def _print_plan(levels: list[LevelPlan]) -> None:
-    headers = ("level", "intervals", "params", "points", "steps", "MiB", "points by block")
+def _print_plan(levels: list[LevelPlan], work: WorkOptions | None) -> None:
+    """A line per level; with a budget of work, steps are the most that a level may take."""
+    spent = (work.of,) if work else ()
+    headers = ("level", "intervals", "params", "points", "steps", *spent, "MiB", "points by block")
     rows = [
         (
             str(level.level),
             "/".join(map(str, level.n_intervals)) or "-",
             f"<= {level.n_params}" if level.at_most else str(level.n_params),
             str(sum(level.n_points.values())),
-            f"{level.steps} x {level.starts}" if level.starts > 1 else str(level.steps),
+            ("<= " if level.work else "")
+            + (f"{level.steps} x {level.starts}" if level.starts > 1 else str(level.steps)),
+            *((f"{level.work:.3g}",) if level.work is not None else ()),
             f"{level.memory_mib:.0f}",
             ", ".join(f"{name} {count}" for name, count in level.n_points.items()),
         )

@@ -16,6 +16,7 @@ RESUMABLE_KEYS = (
     "threads",
     "figures",
     "training.phases.*.steps",
+    "training.work",
     "training.target",
     "training.time_limit",
     "training.log_every",

@@ -48,6 +48,8 @@ class StopReason(StrEnum):
     """The optimisation error is below the discretisation error (set by the training loop)."""
     OPTIMISER = "optimiser"
     """The loss has stalled above the discretisation error (set by the training loop)."""
+    WORK = "work"
+    """The level has spent its budget of work (set by the training loop)."""
     INTERRUPTED = "interrupted"
     """The user stopped the run (set by the training loop)."""
 
@@ -209,6 +211,7 @@ class StepResult:
         stop: why the optimiser cannot usefully continue, or None.
         notes: what happened beside the normal course, e.g. "restarted from the best iterate".
         conditions: what was found out about the problem, if anything.
+        operations: of the optimiser's own linear algebra, beside what the objective was asked for.
     """
 
     theta: Tensor
@@ -219,6 +222,7 @@ class StepResult:
     stop: StopReason | None = None
     notes: tuple[str, ...] = ()
     conditions: tuple[Condition, ...] = ()
+    operations: int = 0
 
 
 class OptimiserOptions(Protocol):

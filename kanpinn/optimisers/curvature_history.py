@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from kanpinn.optimisers.base import State
+from kanpinn.optimisers.operations import product, substitution
 from kanpinn.optimisers.quasi_newton_memory import Curvature, Notes, Pair
 
 
@@ -27,6 +28,18 @@ class CurvatureHistory(Curvature):
     y: Tensor  # (m, n)
     products: Tensor  # (m, m)
     count: int
+
+    @property
+    def direction_operations(self) -> int:
+        """See ``Curvature.direction_operations``: four products, two triangular systems."""
+        k, n = self.count, self.s.shape[1]
+        return 4 * product(k, n) + 2 * substitution(k)
+
+    @property
+    def learning_operations(self) -> int:
+        """See ``Curvature.learning_operations``: one column of products."""
+        size, n = self.s.shape
+        return product(min(self.count + 1, size), n)
 
     @staticmethod
     def empty(size: int, theta: Tensor) -> CurvatureHistory:

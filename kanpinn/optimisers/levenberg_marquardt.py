@@ -180,9 +180,9 @@ class LevenbergMarquardt(Optimiser):
         model = self._model(choice, theta, residuals, objective, layout)
         norm = float(model.gradient.norm())
         if not math.isfinite(norm):
-            return _stopped(theta, state, here, StopReason.NON_FINITE, 2)
+            return _stopped(theta, state, here, StopReason.NON_FINITE, 2, model=model)
         if norm <= options.gradient_tolerance:
-            return _stopped(theta, state, here, StopReason.GRADIENT_TOLERANCE, 2)
+            return _stopped(theta, state, here, StopReason.GRADIENT_TOLERANCE, 2, model=model)
         first = not int(state["iteration"])
         told = _told(choice, options, model, len(residuals), len(theta)) if first else {}
         notes, conditions = tuple(told.values()), tuple(told)
@@ -196,12 +196,13 @@ class LevenbergMarquardt(Optimiser):
                 damping *= max(LARGEST_FALL, 1 - (2 * gain - 1) ** 3)
                 new, stop = self._progress(theta, state, damping, trial.loss)
                 there, norm_here = here.new_tensor([trial.loss, norm])
+                spent, ends = model.meter.operations, (there, norm_here)
                 return StepResult(
-                    trial.theta, new, there, norm_here, evaluations, stop, notes, conditions
+                    trial.theta, new, *ends, evaluations, stop, notes, conditions, spent
                 )
             damping, growth = damping * growth, 2 * growth
         reason, notes = StopReason.NO_PROGRESS, (*notes, NOTE_REJECTED)
-        return _stopped(theta, state, here, reason, evaluations, notes, conditions)
+        return _stopped(theta, state, here, reason, evaluations, notes, conditions, model)
 
     def choose(self, rows: int, columns: int, itemsize: int) -> SolverChoice:
         """The linear solver for ``rows`` residuals in ``columns`` parameters."""
@@ -345,8 +346,10 @@ def _stopped(
     evaluations: int = 1,
     notes: tuple[str, ...] = (),
     conditions: tuple[Condition, ...] = (),
+    model: LinearModel | None = None,
 ) -> StepResult:
-    """A step that ends where it began."""
+    """A step that ends where it began, and what the model it has made cost."""
+    spent = model.meter.operations if model else 0
     return StepResult(
-        theta.clone(), dict(state), loss, None, evaluations, reason, notes, conditions
+        theta.clone(), dict(state), loss, None, evaluations, reason, notes, conditions, spent
     )

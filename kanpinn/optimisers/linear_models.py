@@ -20,6 +20,13 @@ from torch import Tensor
 
 from kanpinn.optimisers.base import LeastSquaresObjective, SquaredJacobian
 from kanpinn.optimisers.lsqr import lsqr
+from kanpinn.optimisers.operations import (
+    Meter,
+    cholesky,
+    product,
+    substitution,
+    triangle,
+)
 
 Solver = Literal["dense", "dual", "iterative"]
 
@@ -101,26 +108,34 @@ class DampedSystem:
 
     Attributes:
         factor: triangle of ``[[J, r], [sqrt(lambda) D, 0]]``, ``(n + 1, n + 1)``.
+        meter: counts what is done with it.
     """
 
     factor: Tensor
+    meter: Meter
 
     @classmethod
-    def of(cls, triangle: Tensor, damping: float, scale: Tensor) -> DampedSystem:
+    def of(
+        cls, upper: Tensor, damping: float, scale: Tensor, meter: Meter | None = None
+    ) -> DampedSystem:
         """From the triangle ``(any, n + 1)``, ``lambda`` and the diagonal ``D`` ``(n,)``."""
         below = torch.diag(scale * math.sqrt(damping))
         below = torch.cat([below, below.new_zeros(len(scale), 1)], 1)
-        return cls(torch.linalg.qr(torch.cat([triangle, below]), mode="r").R)
+        stacked, meter = torch.cat([upper, below]), meter or Meter()
+        meter.add(triangle(*stacked.shape))
+        return cls(torch.linalg.qr(stacked, mode="r").R, meter)
 
     def step(self) -> Tensor:
         """The minimiser ``d`` ``(n,)``."""
         n = self.factor.shape[1] - 1
+        self.meter.add(substitution(n))
         square, right = self.factor[:n, :n], self.factor[:n, n:]
         return -torch.linalg.solve_triangular(square, right, upper=True)[:, 0]
 
     def newton(self, gradient: Tensor) -> Tensor:
         """``-(J^T J + lambda D^2)^-1 gradient``, ``(n,)``."""
         n = self.factor.shape[1] - 1
+        self.meter.add(2 * substitution(n))
         square = self.factor[:n, :n]
         half = torch.linalg.solve_triangular(square.mT, gradient[:, None], upper=False)
         return -torch.linalg.solve_triangular(square, half, upper=True)[:, 0]
@@ -156,12 +171,14 @@ class LinearModel(ABC):
         loss: ``|r|^2``, 0-d.
         gradient: of the loss, ``2 J^T r`` ``(n,)``.
         scale: the diagonal ``D`` ``(n,)``.
+        meter: of the model's own algebra, beside what the objective was asked for.
     """
 
     solver: ClassVar[Solver]
     loss: Tensor
     gradient: Tensor
     scale: Tensor
+    meter: Meter
 
     @abstractmethod
     def damped(self, damping: float) -> DampedModel:
@@ -208,6 +225,7 @@ class DenseModel(LinearModel):
         memory_mib: float = 0.0,
     ) -> None:
         self.objective, self.theta, self.residuals = objective, theta, residuals
+        self.meter = Meter()
         self.squared = objective.squares(theta, memory_mib * MIB)
         self.gram = self.squared.gram
         sizes = self.gram.diagonal()  # (n + 1,)
@@ -236,22 +254,24 @@ class DenseModel(LinearModel):
             found = next((each for each in tried if each and each.change <= LAST_REFINEMENT), None)
         if found is not None:
             return found
-        system = DampedSystem.of(self.triangle, damping, self.scale)
+        system = DampedSystem.of(self.triangle, damping, self.scale, self.meter)
         return _DenseDamped(damping, self.squared, system)
 
     def _squared_damped(self, damping: float) -> _SquaredDamped | None:
         """By the Cholesky factor, where there is one."""
         added = damping * self.scale.square()
+        self.meter.add(cholesky(len(added)))
         factor, failed = torch.linalg.cholesky_ex(self.gram[:-1, :-1] + torch.diag(added))
         if int(failed):
             return None
-        return _SquaredDamped(damping, self.squared, factor, added, self.residuals)
+        return _SquaredDamped(damping, self.squared, factor, added, self.residuals, self.meter)
 
     def remaining(self, step: Tensor) -> Tensor:
         """See the base class."""
-        product = self.product(step)
-        if product is not None:
-            return (product + self.residuals).square().sum()
+        along = self.product(step)
+        if along is not None:
+            return (along + self.residuals).square().sum()
+        self.meter.add(product(*self.gram.shape))
         if "triangle" in self.__dict__:
             return (self.triangle[:, :-1] @ step + self.triangle[:, -1]).square().sum()
         extended = torch.cat([step, step.new_ones(1)])
@@ -263,7 +283,8 @@ class DenseModel(LinearModel):
 
     def rank(self) -> int | None:
         """See the base class."""
-        return numerical_rank(self.triangle[:, :-1]) if len(self.gram) <= MOST_RANKED else None
+        small = len(self.gram) <= MOST_RANKED
+        return numerical_rank(self.triangle[:, :-1], self.meter) if small else None
 
 
 class _SquaredDamped(DampedModel):
@@ -280,8 +301,9 @@ class _SquaredDamped(DampedModel):
         factor: Tensor,
         added: Tensor,
         residuals: Tensor,
+        meter: Meter,
     ) -> None:
-        self.damping = damping
+        self.damping, self.meter = damping, meter
         self.squared, self.factor, self.added = squared, factor, added
         self._step, self.change = self._solved(residuals, squared.gram[:-1, -1])
 
@@ -308,6 +330,7 @@ class _SquaredDamped(DampedModel):
         return d, change
 
     def _inverse(self, vector: Tensor) -> Tensor:
+        self.meter.add(2 * substitution(len(vector)))
         return torch.cholesky_solve(vector[:, None], self.factor)[:, 0]
 
 
@@ -343,6 +366,8 @@ class DualModel(LinearModel):
         self, objective: LeastSquaresObjective, theta: Tensor, residuals: Tensor, scale_of: ScaleOf
     ) -> None:
         jacobian = torch.cat([piece[:, :-1] for piece in objective.jacobian_rows(theta)])
+        self.meter = Meter()
+        self.meter.add(product(*jacobian.shape) + triangle(*jacobian.shape))
         self.residuals, self.loss = residuals, residuals.square().sum()
         self.gradient = 2 * (jacobian.mT @ residuals)
         self.scale = scale_of(jacobian.square().sum(0))
@@ -353,7 +378,7 @@ class DualModel(LinearModel):
         """See the base class."""
         joined = torch.cat([self.rows, self.residuals[:, None]], 1)
         units = self.scale.new_ones(self.rows.shape[1])
-        return _DualDamped(damping, self, DampedSystem.of(joined, damping, units))
+        return _DualDamped(damping, self, DampedSystem.of(joined, damping, units, self.meter))
 
     def remaining(self, step: Tensor) -> Tensor:
         """See the base class."""
@@ -361,11 +386,12 @@ class DualModel(LinearModel):
 
     def product(self, step: Tensor) -> Tensor:
         """See the base class."""
+        self.meter.add(product(*self.rows.shape) + product(*self.basis.shape))
         return self.rows @ (self.basis.mT @ (self.scale * step))
 
     def rank(self) -> int | None:
         """See the base class."""
-        return numerical_rank(self.rows) if len(self.rows) <= MOST_RANKED else None
+        return numerical_rank(self.rows, self.meter) if len(self.rows) <= MOST_RANKED else None
 
 
 @dataclass(frozen=True)
@@ -375,11 +401,16 @@ class _DualDamped(DampedModel):
     system: DampedSystem
 
     def step(self) -> Tensor:
-        return (self.model.basis @ self.system.step()) / self.model.scale
+        return self._back(self.system.step())
 
     def correction(self, second: Tensor) -> Tensor:
-        gradient = self.model.rows.mT @ second
-        return (self.model.basis @ self.system.newton(gradient)) / self.model.scale
+        self.model.meter.add(product(*self.model.rows.shape))
+        return self._back(self.system.newton(self.model.rows.mT @ second))
+
+    def _back(self, w: Tensor) -> Tensor:
+        """The step ``(n,)`` that combines the rows by ``w`` ``(N,)``."""
+        self.model.meter.add(product(*self.model.basis.shape))
+        return (self.model.basis @ w) / self.model.scale
 
 
 class IterativeModel(LinearModel):
@@ -411,6 +442,7 @@ class IterativeModel(LinearModel):
         tolerance: float,
         memory_mib: float,
     ) -> None:
+        self.meter = Meter()
         self.linear = objective.linearise(theta, memory_mib * MIB)
         self.residuals, self.loss = residuals, residuals.square().sum()
         self.gradient = 2 * self.linear.transposed(residuals)
@@ -421,7 +453,8 @@ class IterativeModel(LinearModel):
 
     def damped(self, damping: float) -> DampedModel:
         """See the base class."""
-        return _IterativeDamped(damping, self, Preconditioner.of(self.squares, damping, self.scale))
+        front = Preconditioner.of(self.squares, damping, self.scale, self.meter)
+        return _IterativeDamped(damping, self, front)
 
     def remaining(self, step: Tensor) -> Tensor:
         """See the base class."""
@@ -464,12 +497,16 @@ class Preconditioner:
     Attributes:
         inverses: ``L^-1`` of neighbouring blocks of one size, ``(count, size, size)``, in the order
             of the parameters.
+        meter: counts what is done with them.
     """
 
     inverses: tuple[Tensor, ...]
+    meter: Meter
 
     @classmethod
-    def of(cls, squares: Sequence[Tensor], damping: float, scale: Tensor) -> Preconditioner:
+    def of(
+        cls, squares: Sequence[Tensor], damping: float, scale: Tensor, meter: Meter
+    ) -> Preconditioner:
         """From ``J_b^T J_b`` of all blocks, ``lambda`` and the diagonal ``D`` ``(n,)``."""
         inverses, start = [], 0
         for square in squares:
@@ -478,13 +515,14 @@ class Preconditioner:
             start += count * size
             diagonal = square.diagonal(dim1=1, dim2=2)
             added = damping * own.square() + JITTER * diagonal
+            meter.add(count * (cholesky(size) + size * substitution(size)))
             factor = torch.linalg.cholesky_ex(square + torch.diag_embed(added)).L
             units = torch.eye(size, dtype=square.dtype, device=square.device).expand_as(square)
             inverse = torch.linalg.solve_triangular(factor, units, upper=False)
             broken = ~torch.isfinite(inverse).all(-1).all(-1)[:, None, None]
             plain = torch.diag_embed((diagonal + added).clamp_min(JITTER).rsqrt())
             inverses.append(torch.where(broken, plain, inverse))
-        return cls(tuple(inverses))
+        return cls(tuple(inverses), meter)
 
     def apply(self, z: Tensor) -> Tensor:
         """``P z`` ``(n,)``."""
@@ -496,12 +534,15 @@ class Preconditioner:
 
     def _each(self, vector: Tensor, matrices: Sequence[Tensor]) -> Tensor:
         sizes = [matrix.shape[0] * matrix.shape[1] for matrix in matrices]
+        self.meter.add(sum(len(matrix) * product(*matrix.shape[1:]) for matrix in matrices))
         parts = zip(matrices, vector.split(sizes), strict=True)
         return torch.cat([(m @ v.view(len(m), -1, 1)).reshape(-1) for m, v in parts])
 
 
-def numerical_rank(matrix: Tensor) -> int:
-    """Rank up to round-off, by QR with column pivoting of a square matrix ``(n, n)``."""
+def numerical_rank(matrix: Tensor, meter: Meter | None = None) -> int:
+    """Rank up to round-off, by QR with column pivoting of a matrix ``(any, n)``."""
+    if meter is not None:
+        meter.add(triangle(*matrix.shape))
     values = matrix.detach().cpu().numpy()
     from scipy.linalg import qr  # when needed: validating a config should not wait for it
 

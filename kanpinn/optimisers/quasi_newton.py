@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -29,6 +29,7 @@ from kanpinn.optimisers.line_search import (
     WolfeConditions,
     wolfe_search,
 )
+from kanpinn.optimisers.operations import Meter
 from kanpinn.optimisers.quasi_newton_memory import Curvature, Memory, Notes, Pair
 
 # Each restart after a non-finite loss shortens the first trial step by this factor.
@@ -85,10 +86,11 @@ class QuasiNewtonOptions:
 
 @dataclass
 class _Line:
-    """The objective along ``theta + a d``; counts all evaluations of a step."""
+    """The objective along ``theta + a d``; counts all that a step costs."""
 
     objective: Objective
     evaluations: int = 0
+    meter: Meter = field(default_factory=Meter)
 
     def at(self, theta: Tensor, step: float = 0.0, direction: Tensor | None = None) -> Trial:
         """At ``theta + step * direction`` (slope along it), or at ``theta`` itself (slope g.g)."""
@@ -185,7 +187,7 @@ class QuasiNewton(Optimiser):
             return _result(start, memory, line, reason, notes)
         if found.end is SearchEnd.DECREASE:
             notes += (NOTE_SHORT,)
-        memory, learn_notes = self._learn(start, found.trial, memory)
+        memory, learn_notes = self._learn(start, found.trial, memory, line)
         assert memory.point is not None
         return _result(memory.point, memory, line, self._stop(memory), notes + learn_notes)
 
@@ -221,6 +223,7 @@ class QuasiNewton(Optimiser):
         """Search along the quasi-Newton direction and, if need be, the steepest descent."""
         notes: Notes = ()
         if memory.curvature.count:
+            line.meter.add(memory.curvature.direction_operations)
             direction = memory.curvature.direction(start.gradient)
             slope, square = torch.stack(
                 (start.gradient @ direction, direction @ direction)
@@ -265,7 +268,9 @@ class QuasiNewton(Optimiser):
             return replace(found, end=SearchEnd.FLAT)
         return found
 
-    def _learn(self, start: Trial, trial: Trial, memory: Memory) -> tuple[Memory, Notes]:
+    def _learn(
+        self, start: Trial, trial: Trial, memory: Memory, line: _Line
+    ) -> tuple[Memory, Notes]:
         """Store the new point and, if it has curvature above round-off, the pair it gives."""
         s = trial.theta - start.theta  # (n,), the step as rounded, which y belongs to
         y = trial.gradient - start.gradient  # (n,)
@@ -277,6 +282,7 @@ class QuasiNewton(Optimiser):
         )
         if not sy > torch.finfo(s.dtype).eps * math.sqrt(ss * yy):
             return memory, (NOTE_SKIPPED,)
+        line.meter.add(memory.curvature.learning_operations)
         curvature, notes = memory.curvature.learn(Pair(s, y, trial.step, start.gradient))
         return replace(memory, curvature=curvature, scale=sy / yy), notes
 
@@ -300,4 +306,7 @@ def _result(
     """The result of a step that ends at ``point``."""
     theta = point.theta.clone()  # the state keeps the other one, whatever becomes of this
     norm = torch.linalg.vector_norm(point.gradient)
-    return StepResult(theta, memory.write(), point.loss, norm, line.evaluations, stop, notes)
+    spent, operations = line.evaluations, line.meter.operations
+    return StepResult(
+        theta, memory.write(), point.loss, norm, spent, stop, notes, operations=operations
+    )

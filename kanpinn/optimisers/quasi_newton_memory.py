@@ -41,6 +41,16 @@ class Curvature(ABC):
 
     count: int
 
+    @property
+    @abstractmethod
+    def direction_operations(self) -> int:
+        """What a direction costs, see :mod:`kanpinn.optimisers.operations`."""
+
+    @property
+    @abstractmethod
+    def learning_operations(self) -> int:
+        """What one more pair costs."""
+
     @abstractmethod
     def direction(self, gradient: Tensor) -> Tensor:
         """``-H gradient`` (n,)."""

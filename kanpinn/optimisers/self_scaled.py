@@ -30,6 +30,7 @@ from torch import Tensor
 
 from kanpinn.errors import ConfigError
 from kanpinn.optimisers.base import State
+from kanpinn.optimisers.operations import product
 from kanpinn.optimisers.quasi_newton import QuasiNewton, QuasiNewtonOptions
 from kanpinn.optimisers.quasi_newton_memory import Curvature, Notes, Pair
 
@@ -122,6 +123,17 @@ class InverseHessian(Curvature):
     matrix: Tensor  # (n, n), without meaning for a count of 0
     count: int
     rule: ScalingRule
+
+    @property
+    def direction_operations(self) -> int:
+        """See ``Curvature.direction_operations``: one product."""
+        return product(*self.matrix.shape) if self.count else 0
+
+    @property
+    def learning_operations(self) -> int:
+        """See ``Curvature.learning_operations``: ``H y``, and an update of rank three."""
+        n = len(self.matrix)
+        return (product(n, n) if self.count else 0) + n * product(n, 3)
 
     def direction(self, gradient: Tensor) -> Tensor:
         """See ``Curvature.direction``."""

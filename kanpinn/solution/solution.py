@@ -16,10 +16,11 @@ from kanpinn.checkpoint import read_checkpoint, restore_state
 from kanpinn.errors import ConfigError
 from kanpinn.models import FieldNetwork, KnotLayer, PowerReluLayer
 from kanpinn.residuals import System
-from kanpinn.solution.evaluator import Evaluator, Outside, Side, Values
+from kanpinn.solution.evaluator import Evaluator, Outside, Values
 from kanpinn.solution.history import history_columns
 from kanpinn.splines import relu_to_spline
 from kanpinn.training import LevelRecord, LevelState, RunState, Weights
+from kanpinn.training.derivatives import Side
 
 if TYPE_CHECKING:
     from scipy.interpolate import BSpline

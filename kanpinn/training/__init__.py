@@ -2,13 +2,10 @@
 
 from kanpinn.training.evaluation import Errors, ReferenceErrors, predict
 from kanpinn.training.hierarchy import Hierarchy, Level, Refinement, build_hierarchy
-from kanpinn.training.multilevel import MultilevelRun, RunOptions
+from kanpinn.training.multilevel import MultilevelRun
 from kanpinn.training.options import (
     AdamPhase,
-    AttentionOptions,
     AutoPhase,
-    BalanceOptions,
-    CausalOptions,
     LBFGSPhase,
     LevenbergMarquardtPhase,
     Phase,
@@ -17,8 +14,11 @@ from kanpinn.training.options import (
     SmoothingOptions,
     TargetOptions,
     TrainingOptions,
+    WorkOptions,
 )
+from kanpinn.training.run_options import RunOptions
 from kanpinn.training.state import LevelRecord, LevelState, NullObserver, Observer, RunState
+from kanpinn.training.weight_options import AttentionOptions, BalanceOptions, CausalOptions
 from kanpinn.training.weighting import Weights
 
 __all__ = [
@@ -48,6 +48,7 @@ __all__ = [
     "TargetOptions",
     "TrainingOptions",
     "Weights",
+    "WorkOptions",
     "build_hierarchy",
     "predict",
 ]

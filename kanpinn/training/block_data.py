@@ -12,8 +12,9 @@ from kanpinn.geometry import Points, neighbour_order
 from kanpinn.jets import JetSpec
 from kanpinn.models import Prepared
 from kanpinn.models.knot_layers import KnotLayer
-from kanpinn.residuals import ResidualBlock, System, evaluate_rows, required_jets
+from kanpinn.residuals import ResidualBlock, System, evaluate_rows, n_equations, required_jets
 from kanpinn.training.accumulate import tree_sum
+from kanpinn.training.work import Evaluation, point_operations
 
 CHUNK_BYTES = 2**21  # of the widest layer's non-zero features: these then stay in a core's cache
 POINTS_PER_FUNCTION = 8  # of a channel's basis, at least, in a chunk
@@ -37,6 +38,9 @@ class BlockData:
         points: one :class:`Points` per joined site.
         system: prepares the points.
         chunk: rows evaluated at once, or ``None`` for the rule on memory.
+
+    Attributes:
+        n_equations: residuals of a row.
     """
 
     def __init__(
@@ -48,6 +52,8 @@ class BlockData:
     ) -> None:
         self.block, self.points = block, tuple(points)
         self.specs = required_jets(block, system)
+        self.n_equations = n_equations(block, system)
+        self._point = len(self.points) * point_operations(system, self.specs)
         size = chunk or chunk_rows(system, self.specs, block.region.n_sites)
         self.size = max(1, size // block.group) * block.group
         self._keep = self._feature_bytes(system) <= FEATURE_CACHE_BYTES
@@ -62,6 +68,11 @@ class BlockData:
     def n_rows(self) -> int:
         """Number of residual rows."""
         return self.n_points // self.block.group
+
+    def cost(self, chunk: Chunk | None = None) -> Evaluation:
+        """What its rows cost, or those of a chunk."""
+        count = self.n_points if chunk is None else len(chunk.points[0])
+        return Evaluation(count * self._point, self.n_equations)
 
     def select(self, index: Tensor, system: System) -> Chunk:
         """Any rows, for a mini-batch."""

@@ -20,8 +20,9 @@ from kanpinn.optimisers import StopReason
 from kanpinn.optimisers.linear_models import pivoted_rank
 from kanpinn.residuals import System
 from kanpinn.training.block_data import BlockData
-from kanpinn.training.objective import ParameterPack, SystemObjective
+from kanpinn.training.objective import SystemObjective
 from kanpinn.training.options import FIRST_LINES
+from kanpinn.training.parameters import ParameterPack
 from kanpinn.training.state import EXTENDED, RunState
 
 LARGEST_RATIO = 2.0  # of H to T, while the points are enough

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -145,13 +146,19 @@ class ReferenceErrors:
         trained: points of the current level.
         like: type and device to evaluate in.
         x: other evaluation points, ``(n, d)``.
+        exact: the reference there, where it is known already.
     """
 
     def __init__(
-        self, problem: Problem, trained: Sequence[Points], like: Tensor, x: Tensor | None = None
+        self,
+        problem: Problem,
+        trained: Sequence[Points],
+        like: Tensor,
+        x: Tensor | None = None,
+        exact: Tensor | None = None,
     ) -> None:
         x = problem.evaluation_points() if x is None else x
-        exact = reference_values(problem, x)
+        exact = reference_values(problem, x) if exact is None else exact
         self.fields = tuple(problem.fields)
         self.available = exact is not None
         self._past: tuple[System, Tensor, Tensor] | None = None
@@ -185,8 +192,32 @@ class ReferenceErrors:
         return values
 
 
+class SolutionChange:
+    """``|u - v| / |u|`` at some points, all fields together, ``v`` given networks.
+
+    Args:
+        fields: names of the fields.
+        given: the networks ``v``, which do not change any more.
+        x: the points ``(n, d)``, of the type and on the device of the networks.
+    """
+
+    def __init__(self, fields: Sequence[str], given: System, x: Tensor) -> None:
+        self.fields, self.given, self.x = tuple(fields), given, x
+
+    @cached_property
+    def values(self) -> Tensor:
+        """``v`` ``(n, n_fields)``, computed when it is first asked for."""
+        return predict(self.given, self.x, self.fields).double()
+
+    def evaluate(self, system: System) -> float | None:
+        """The change to a system's ``u``; ``None`` where that is zero."""
+        values = predict(system, self.x, self.fields).double()
+        return relative_l2(values - self.values, values)
+
+
 class RefinementChange:
-    """``|u - v| / |u|`` at the problem's evaluation points, ``v`` the best of the level before.
+    """The :class:`SolutionChange` at the problem's evaluation points from the best of the level
+    before.
 
     The classical estimate by a finer solution: it is about the error of ``v``, and, if refinement
     at least halved the error (saturation), a bound of that of ``u``. Whether it did is judged by
@@ -201,16 +232,14 @@ class RefinementChange:
     """
 
     def __init__(self, problem: Problem, coarse: System, score: float, like: Tensor) -> None:
-        self.fields, self.score = tuple(problem.fields), score
-        self.x = problem.evaluation_points().to(like)
-        self.values = predict(coarse, self.x, self.fields).double()
+        self.score = score
+        self.change = SolutionChange(problem.fields, coarse, problem.evaluation_points().to(like))
 
     def evaluate(self, system: System, score: float) -> float | None:
         """The change, ``None`` before ``score``, that of the system, has halved."""
         if not 0.0 <= score <= SATURATION * self.score:
             return None
-        values = predict(system, self.x, self.fields).double()
-        return relative_l2(values - self.values, values)
+        return self.change.evaluate(system)
 
 
 def relative_l2(difference: Tensor, exact: Tensor) -> float | None:

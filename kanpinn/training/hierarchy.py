@@ -166,7 +166,7 @@ def build_hierarchy(system: System, options: TrainingOptions) -> Hierarchy:
         levels.append(
             Level(
                 index=index,
-                steps=tuple(phase.steps_on(index) for phase, _ in options.stages),
+                steps=tuple(options.steps_of(phase, index) for phase, _ in options.stages),
                 refinement=rule,
                 n_intervals=mean_intervals(knots),
                 n_parameters=_count_parameters(system, knots),

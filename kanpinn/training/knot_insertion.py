@@ -22,7 +22,8 @@ from kanpinn.residuals import System
 from kanpinn.splines import Knots
 from kanpinn.training.block_data import BlockData
 from kanpinn.training.hierarchy import Refinement, knot_networks, largest, on_knots, with_parts
-from kanpinn.training.objective import ParameterPack, SystemObjective
+from kanpinn.training.objective import SystemObjective
+from kanpinn.training.parameters import ParameterPack
 
 Gains = dict[str, list[list[list[float]]]]
 """Of every interval of every channel of every layer of every network."""

@@ -10,9 +10,11 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
+from kanpinn.optimisers.operations import Meter, square
 from kanpinn.training.accumulate import tree_sum
 from kanpinn.training.jacobian import ChunkJacobian
 from kanpinn.training.parallel import ordered_map
+from kanpinn.training.work import Evaluation
 
 P = TypeVar("P")
 T = TypeVar("T")
@@ -34,6 +36,8 @@ class ChunkedJacobian(Generic[P]):
         shapes: of the parameters, in order; rows of a matrix are blocks of their own.
         memory: bytes that may be kept.
         workers: chunks worked on at a time.
+        costs: of each chunk; nothing is counted without them.
+        meter: counts what is made, and products.
     """
 
     def __init__(
@@ -45,15 +49,19 @@ class ChunkedJacobian(Generic[P]):
         shapes: Sequence[tuple[int, ...]],
         memory: float,
         workers: int = 1,
+        costs: Sequence[Evaluation] | None = None,
+        meter: Meter | None = None,
     ) -> None:
         self.chunks, self.ends = tuple(chunks), tuple(accumulate(sizes))
         self.linearise, self.move, self.shapes = linearise, move, tuple(shapes)
-        self.workers = workers
+        self.workers, self.meter = workers, meter or Meter()
+        self.costs = tuple(costs or [Evaluation(0, 1)] * len(self.chunks))
         self.kept: list[tuple[Tensor, ChunkJacobian]] = []
         move()
         left = memory
-        for chunk in self.chunks:
+        for chunk, cost in zip(self.chunks, self.costs, strict=True):
             scale, jacobian = self._made(chunk)
+            self.meter.add(cost.linearised)
             left -= (jacobian.numbers + scale.numel()) * scale.element_size()
             if left < 0:
                 break
@@ -61,6 +69,7 @@ class ChunkedJacobian(Generic[P]):
 
     def product(self, v: Tensor) -> Tensor:
         """``J v`` ``(N,)`` of ``v`` ``(n,)``."""
+        self.meter.add(sum(cost.residual for cost in self.costs))
 
         def one(number: int) -> Tensor:
             scale, jacobian = self._at(number)
@@ -70,6 +79,7 @@ class ChunkedJacobian(Generic[P]):
 
     def transposed(self, u: Tensor) -> Tensor:
         """``J^T u`` ``(n,)`` of ``u`` ``(N,)``."""
+        self.meter.add(sum(cost.residual for cost in self.costs))
 
         def one(number: int) -> list[Tensor]:
             scale, jacobian = self._at(number)
@@ -82,17 +92,19 @@ class ChunkedJacobian(Generic[P]):
     def block_squares(self, size: int) -> list[Tensor]:
         """``J_b^T J_b`` of blocks of at most ``size`` columns; see ``Linearisation``."""
         blocks = [block for shape in self.shapes for block in _blocks(shape, size)]
+        squares = sum(count * square(self.ends[-1], width) for count, width in blocks)
+        self.meter.add(sum(cost.outer for cost in self.costs) + squares)
 
         def one(number: int) -> list[Tensor]:
             scale, jacobian = self._at(number)
             rows = (jacobian.dense(scale) * scale[..., None]).flatten(0, 1)
-            squares, start = [], 0
+            found, start = [], 0
             for count, width in blocks:
                 columns = rows[:, start : start + count * width]
                 start += count * width
                 each = columns.reshape(len(rows), count, width).transpose(0, 1)
-                squares.append(each.mT @ each)
-            return squares
+                found.append(each.mT @ each)
+            return found
 
         return tree_sum(self._map(one))
 
@@ -100,6 +112,7 @@ class ChunkedJacobian(Generic[P]):
         """``function`` of the number of every chunk, in order."""
         if len(self.kept) < len(self.chunks):
             self.move()
+            self.meter.add(sum(cost.linearised for cost in self.costs[len(self.kept) :]))
         return ordered_map(function, range(len(self.chunks)), self.workers)
 
     def _at(self, number: int) -> tuple[Tensor, ChunkJacobian]:

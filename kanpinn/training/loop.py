@@ -10,16 +10,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from kanpinn.optimisers import Optimiser, StepResult, StopReason, build_optimiser
-from kanpinn.residuals import System
-from kanpinn.sampling import batch_indices
-from kanpinn.training.block_data import BlockData, residual_rows
+from kanpinn.training.block_data import residual_rows
+from kanpinn.training.context import LevelContext
 from kanpinn.training.control import (
     ErrorSplit,
     is_due,
@@ -29,10 +27,10 @@ from kanpinn.training.control import (
     split_errors,
     verdict,
 )
-from kanpinn.training.evaluation import HeldOut, ReferenceErrors, RefinementChange
-from kanpinn.training.objective import ParameterPack, SystemObjective
+from kanpinn.training.objective import SystemObjective
 from kanpinn.training.options import AdamPhase, LevenbergMarquardtPhase, Phase, TrainingOptions
-from kanpinn.training.smoothing import Penalty, Roughness
+from kanpinn.training.parameters import ParameterPack
+from kanpinn.training.stage import Stage
 from kanpinn.training.state import EXTENDED, STOPPED, Observer, RunState, key_of, restore, snapshot
 from kanpinn.training.weighting import Weighting
 
@@ -45,34 +43,9 @@ OPTIMISER_STOPS = (
 )
 # Reasons that end a phase but not the level, and those that end a level but not the run.
 PHASE_ENDS = (StopReason.STEPS, StopReason.OPTIMISER, *OPTIMISER_STOPS)
-LEVEL_ENDS = (*PHASE_ENDS, StopReason.POINTS, StopReason.KNOTS)
+LEVEL_ENDS = (*PHASE_ENDS, StopReason.POINTS, StopReason.KNOTS, StopReason.WORK)
 # Reasons that stop a run in the midst of a phase, which may go on later.
 STOPS = (StopReason.INTERRUPTED, StopReason.TIME)
-
-
-@dataclass
-class LevelContext:
-    """What a level is trained on.
-
-    Attributes:
-        system: networks and scalars.
-        data: residual blocks with their points.
-        held_out: judges iterates.
-        errors: against the reference.
-        change: since the level before, where it is asked for.
-        seed: of mini-batches.
-        workers: threads that share the chunks of points.
-        roughness: what a penalty weighs, if there is one.
-    """
-
-    system: System
-    data: tuple[BlockData, ...]
-    held_out: HeldOut
-    errors: ReferenceErrors
-    change: RefinementChange | None
-    seed: int
-    workers: int = 1
-    roughness: Roughness | None = None
 
 
 class Trainer:
@@ -101,6 +74,7 @@ class Trainer:
         self.options, self.context, self.state = options, context, state
         self.observer, self.clock = observer, clock
         self.weighting = Weighting(options, context.system, context.data, state.weights)
+        self.stage = Stage(options, context, state, self.weighting)
         started = clock() if started is None else started
         self._start = started - state.elapsed
         self._level_start = started - state.current.record.wall_s
@@ -109,12 +83,12 @@ class Trainer:
         """Run the level's remaining phases; the reason is that of the last one."""
         state, level = self.state, self.state.current.record.level
         if not self._has_begun():
-            self._log(self._loss(), note="start")
+            self._log(self.stage.loss(), note="start")
             if not math.isfinite(state.history[-1]["loss"]):
                 self._tell_non_finite()
         extended = sum(row["phase"] == EXTENDED for row in state.history)
         if extended < state.current.record.extensions:
-            self._log(self._loss(), note=EXTENDED)
+            self._log(self.stage.loss(), note=EXTENDED)
         undecided = self.options.starts is not None and not state.total_steps
         if undecided and self.observer.stop_requested():
             return self._close(StopReason.INTERRUPTED)
@@ -122,14 +96,15 @@ class Trainer:
         stages = self.options.stages
         while state.phase < len(stages):
             phase, _ = stages[state.phase]
-            if phase.steps_on(level):
-                reason = self._run_phase(phase, phase.steps_on(level))
+            steps = self.options.steps_of(phase, level)
+            if steps:
+                reason = self._run_phase(phase, steps)
                 if reason in OPTIMISER_STOPS and not self._phases_left():
                     reason = self._limit(reason)
                 if reason not in PHASE_ENDS:
                     break
                 if self.context.roughness and state.history[-1]["step"] != state.total_steps:
-                    self._log(self._loss(), note="penalty")  # its last iterate is judged, too
+                    self._log(self.stage.loss(), note="penalty")  # its last iterate is judged, too
             state.phase, state.step, state.optimiser = state.phase + 1, 0, {}
         return self._close(reason)
 
@@ -165,12 +140,12 @@ class Trainer:
         if not self.state.optimiser:
             self.state.optimiser = self._fresh(optimiser, theta, pack, steps)
         while self.state.step < steps:
-            limit = self._judge()
+            limit = StopReason.WORK if self._is_spent() else self._judge()
             if limit is not None:
                 return limit
             if self._update_weights(pack):
                 self.state.optimiser = optimiser.refresh(theta, self.state.optimiser, pack.layout)
-            objective = self._objective(phase, pack)
+            objective = self.stage.objective(phase, pack)
             result = optimiser.step(theta, self.state.optimiser, objective, pack.layout)
             theta = result.theta
             self._accept(phase, pack, result, objective)
@@ -190,6 +165,7 @@ class Trainer:
     def _update_weights(self, pack: ParameterPack) -> bool:
         """Update the weights that are due; whether the objective has changed."""
         changed, notes = self.weighting.update(self.state.step, pack)
+        self.state.current.record.operations += self.weighting.meter.take()
         for note in notes:
             self.observer.on_note(f"step {self.state.total_steps}: {note}")
         return changed
@@ -215,11 +191,16 @@ class Trainer:
         lines = judged_lines(state)
         return verdict(lines, self._split) if is_due(len(lines)) else None
 
+    def _is_spent(self) -> bool:
+        """Whether the level has spent its work; asked before a step, like :meth:`_judge`."""
+        work = self.options.work
+        return work is not None and work.spent(self.state.current.record.as_dict())
+
     def _phases_left(self) -> bool:
         """Whether a later phase of this level has steps."""
         level = self.state.current.record.level
         later = self.options.stages[self.state.phase + 1 :]
-        return any(phase.steps_on(level) for phase, _ in later)
+        return any(self.options.steps_of(phase, level) for phase, _ in later)
 
     def _limit(self, reason: StopReason) -> StopReason:
         """What limits a level whose last optimiser has stopped by itself, with ``refine: auto``."""
@@ -237,39 +218,6 @@ class Trainer:
             return None
         return split_errors(system, self.context.data, self.context.workers)
 
-    def _objective(self, phase: Phase, pack: ParameterPack) -> SystemObjective:
-        batch = None
-        if isinstance(phase, AdamPhase) and phase.batch is not None:
-            size = phase.batch
-
-            def batch(data: BlockData) -> Tensor | None:
-                if data.n_rows <= size or data.block.group > 1:
-                    return None
-                seed, step = self.context.seed, self.state.total_steps
-                return batch_indices(data.n_rows, size, seed, step, data.block.name)
-
-        return SystemObjective(
-            self.context.system,
-            pack,
-            self.context.data,
-            self.state.weights.attention,
-            batch,
-            self.context.workers,
-            self.weighting.factors(),
-            penalty=self._penalty,
-        )
-
-    @property
-    def _weight(self) -> float | None:
-        """Weight of the current stage's penalty; behind the last stage, still the last one's."""
-        stages = self.options.stages
-        return stages[min(self.state.phase, len(stages) - 1)][1]
-
-    @property
-    def _penalty(self) -> Penalty | None:
-        weight, roughness = self._weight, self.context.roughness
-        return None if weight is None or roughness is None else Penalty(weight, roughness)
-
     def _accept(
         self, phase: Phase, pack: ParameterPack, result: StepResult, objective: SystemObjective
     ) -> None:
@@ -280,6 +228,7 @@ class Trainer:
         state.total_steps += 1
         state.current.record.steps += 1
         state.current.record.evaluations += result.evaluations
+        state.current.record.operations += objective.meter.operations + result.operations
         if isinstance(phase, AdamPhase):
             self.weighting.attend(objective)
         state.current.record.meet(result.conditions)
@@ -297,7 +246,7 @@ class Trainer:
             # Logged is the whole objective at the iterate that is kept; an optimiser may know it
             # at the start of its step alone, or for a mini-batch.
             known = optimiser.loss_at == "end" and not batched
-            row = self._log(float(result.loss) if known else self._loss(), optimiser=optimiser)
+            row = self._log(float(result.loss) if known else self.stage.loss(), optimiser=optimiser)
             # On the whole batch every step meets the same loss: one skipped is lost for good.
             skipped = int(result.state.get("skipped_in_a_row", torch.tensor(0)))
             least = options.log_every if batched else 1
@@ -315,57 +264,17 @@ class Trainer:
             self.observer.on_checkpoint(state)
         return None
 
-    def _loss(self) -> float:
-        pack = ParameterPack(self.context.system)
-        weights, factors = self.state.weights.attention, self.weighting.factors()
-        objective = SystemObjective(
-            self.context.system,
-            pack,
-            self.context.data,
-            weights,
-            factors=factors,
-            penalty=self._penalty,
-        )
-        return float(objective.loss(pack.read()))
-
     def _log(
         self, loss: float, note: str | None = None, optimiser: Optimiser | None = None
     ) -> dict[str, Any]:
         """Evaluate, keep the best iterate, add a line of history."""
         state, level = self.state, self.state.current
-        row = self._row(loss, note, optimiser)
+        phase = optimiser.options.optimiser if optimiser else note
+        row = self.stage.line(loss, phase, self._elapsed)
         if row["heldout_score"] < level.best_score and note != STOPPED:
             self._keep(row)
         state.history.append(row)
         self.observer.on_log(row, state)
-        return row
-
-    def _row(self, loss: float, note: str | None, optimiser: Optimiser | None) -> dict[str, Any]:
-        """Held-out residual and error of the current iterate; changes nothing but the clock."""
-        state = self.state
-        residual, score = self.context.held_out.evaluate(self.context.system)
-        errors = self.context.errors.evaluate(self.context.system)
-        change = self.context.change
-        row = {
-            "level": state.current.record.level,
-            "phase": optimiser.options.optimiser if optimiser else note,
-            "step": state.total_steps,
-            "evaluations": sum(entry.record.evaluations for entry in state.levels),
-            "loss": loss,
-            "heldout_residual": residual,
-            "heldout_score": score,
-            "rel_l2": errors.rel_l2 if errors else None,
-            "linf": errors.linf if errors else None,
-            "wall_s": self._elapsed(),
-        }
-        if self.options.windows > 1:
-            row["window"] = state.current.record.window
-        if self._weight is not None:
-            row["smoothing"] = self._weight
-        if self.options.estimates:
-            row["estimated_error"] = change.evaluate(self.context.system, score) if change else None
-        for name, value in self.context.system.scalars.items():
-            row[f"scalar.{name}"] = float(value.detach())
         return row
 
     def _take_as_solution(self, row: dict[str, Any]) -> StopReason:
@@ -378,7 +287,7 @@ class Trainer:
         level = self.state.current
         level.best, level.best_score = snapshot(self.context.system), row["heldout_score"]
         level.best_step = self.state.total_steps
-        level.record.smoothing = self._weight
+        level.record.smoothing = self.stage.weight
 
     def _restart(self) -> bool:
         """Go back to the best iterate after a non-finite loss; False when that is used up."""
@@ -409,7 +318,7 @@ class Trainer:
         """
         record, last = self.state.current.record, self.state.history[-1]
         if last["step"] != self.state.total_steps:
-            last = self._log(self._loss(), note=STOPPED if reason in STOPS else "end")
+            last = self._log(self.stage.loss(), note=STOPPED if reason in STOPS else "end")
             if self.options.target.met(last):
                 if reason in LEVEL_ENDS:
                     reason = self._take_as_solution(last)
@@ -420,7 +329,12 @@ class Trainer:
             record.optimisation_error = errors.optimisation if errors else None
             record.discretisation_error = errors.discretisation if errors else None
         record.loss, record.heldout_residual = last["loss"], last["heldout_residual"]
-        record.rel_l2, record.estimated_error = last["rel_l2"], last.get("estimated_error")
+        record.rel_l2, record.linf = last["rel_l2"], last["linf"]
+        record.estimated_error = last.get("estimated_error")
+        if reason is not StopReason.INTERRUPTED:
+            context = self.context
+            record.h1 = context.h1.evaluate(context.system)
+            record.change = context.since.evaluate(context.system) if context.since else None
         record.stop_reason = reason.value
         self._tell_no_gain()
         self._elapsed()

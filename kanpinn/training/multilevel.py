@@ -8,18 +8,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 
 from kanpinn.geometry import Points
-from kanpinn.models import ModelOptions
 from kanpinn.optimisers import StopReason, build_optimiser
 from kanpinn.problem import Problem, build_system
 from kanpinn.residuals import ResidualBlock, System
-from kanpinn.sampling import SamplingOptions, sample, sample_graded, stream
 from kanpinn.splines import Knots
-from kanpinn.training.adaptive import adapt_points
 from kanpinn.training.block_data import BlockData, neighbours
 from kanpinn.training.checks import (
     check_blocks,
@@ -29,14 +26,13 @@ from kanpinn.training.checks import (
     check_smoothness,
 )
 from kanpinn.training.choice import resolve_phases
-from kanpinn.training.control import EXTENSION
+from kanpinn.training.context import LevelContext
+from kanpinn.training.drawing import Drawing
 from kanpinn.training.evaluation import (
-    ReferenceErrors,
-    RefinementChange,
     held_out_data,
     held_out_equations,
-    predict,
 )
+from kanpinn.training.h1_error import ReferenceGradient
 from kanpinn.training.hierarchy import (
     Hierarchy,
     Level,
@@ -49,9 +45,10 @@ from kanpinn.training.hierarchy import (
     refine_system,
 )
 from kanpinn.training.knot_insertion import adaptive_knots, as_splines
-from kanpinn.training.loop import LevelContext, Trainer
-from kanpinn.training.objective import ParameterPack, SystemObjective
-from kanpinn.training.options import TrainingOptions
+from kanpinn.training.loop import Trainer
+from kanpinn.training.measures import Measures
+from kanpinn.training.parameters import ParameterPack
+from kanpinn.training.run_options import RunOptions
 from kanpinn.training.smoothing import Roughness
 from kanpinn.training.starts import TrialObserver, best_trial, replay
 from kanpinn.training.state import (
@@ -63,31 +60,10 @@ from kanpinn.training.state import (
     snapshot,
 )
 from kanpinn.training.weighting import Weights, check_weighting
-from kanpinn.training.windows import check_windows, evaluation_points, window_problem
+from kanpinn.training.windows import check_windows, window_problem
 
 AllPoints = dict[str, tuple[Points, ...]]  # by block
 RUN_ENDS = (StopReason.INTERRUPTED, StopReason.TIME, StopReason.NON_FINITE)
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """All options of a run but the problem's own."""
-
-    model: ModelOptions
-    training: TrainingOptions
-    sampling: SamplingOptions
-    seed: int = 0
-    dtype: torch.dtype = torch.float64
-    device: torch.device = torch.device("cpu")  # noqa: RUF009 - immutable
-    workers: int = 1  # threads that share the chunks of points; no result depends on them
-    start: int = 0  # which of this seed's random initial networks
-
-    @property
-    def network_seed(self) -> int:
-        """Seed of the initial networks."""
-        if not self.start:
-            return self.seed
-        return int(stream(self.seed, "start", self.start).generate_state(1)[0])
 
 
 class MultilevelRun:
@@ -117,10 +93,12 @@ class MultilevelRun:
         self.problem, self.options = problem, options
         self.number, self.window = 0, problem  # the time window being solved
         self.past: System | None = None
-        self._drawn: dict[tuple[str, int, int], tuple[Points, ...]] = {}  # of that window
+        self._gradient = ReferenceGradient(problem)
         self.observer = observer or NullObserver()
         self.state = state or RunState()
         problem.check()
+        self._measures = Measures(problem, problem, self._gradient)
+        self._drawing = self._new_drawing()
         self.blocks = problem.blocks()
         check_blocks(self.blocks, options.training)
         check_weighting(self.blocks, problem.coordinates, options.training)
@@ -157,11 +135,17 @@ class MultilevelRun:
 
     def _enter(self, number: int) -> None:
         """Take up a time window, where the best system of the one before ends."""
-        self.number, self._drawn = number, {}
+        self.number, self._drawing = number, self._new_drawing()
         self.past = self.state.best_of(number - 1).best_system() if number else None
         count = self.options.training.windows
         self.window = window_problem(self.problem, number, count, self.past)
         self.blocks = self.window.blocks()
+        self._measures = Measures(self.problem, self.window, self._gradient)
+
+    def _new_drawing(self) -> Drawing:
+        """For the points of a time window."""
+        names = self.problem.domain.names
+        return Drawing(self.options, names, lambda note: self.observer.on_note(note))
 
     @property
     def active(self) -> list[Level]:
@@ -204,6 +188,7 @@ class MultilevelRun:
             training = replace(self.options.training, starts=None)
             options = replace(self.options, training=training, start=number)
             trial = MultilevelRun(self.problem, options, TrialObserver(self.observer), state)
+            trial._gradient = self._gradient  # computed once for all
             trial._enter(self.number)
             return trial._train_levels(starts.levels)
 
@@ -288,7 +273,7 @@ class MultilevelRun:
         if not resumed:
             state.phase, state.step, state.restarts, state.optimiser = 0, 0, 0, {}
             record = LevelRecord(
-                extensions=self._extensions(level.index),
+                extensions=self.state.extensions_to(level.index),
                 level=level.index,
                 n_intervals=list(mean_intervals(first_knots(system))),
                 n_params=system.n_parameters,
@@ -296,7 +281,7 @@ class MultilevelRun:
                 window=self.number,
             )
             if previous is not None:
-                self._compare(previous, context, record)
+                context.compare(previous, record)
                 state.phase = self.options.training.first_stage(state.current.record.smoothing)
             state.weights = Weights()
             state.levels.append(LevelState(record, system, snapshot(system)))
@@ -339,7 +324,7 @@ class MultilevelRun:
             return on_knots(previous, fine, self.options.training.transfer)
 
     def _all_points(self, level: Level) -> AllPoints:
-        extensions = self._extensions(level.index)
+        extensions = self.state.extensions_to(level.index)
         return {b.name: self._points(b, level, extensions) for b in self.blocks}
 
     def _data(self, points: AllPoints, system: System) -> tuple[BlockData, ...]:
@@ -347,45 +332,38 @@ class MultilevelRun:
         return tuple(BlockData(*pair, system, self.options.training.chunk) for pair in pairs)
 
     def _context(self, level: Level, system: System) -> LevelContext:
-        options, like = self.options, next(iter(system.parameters()))
+        options, like = self.options, next(iter(system.parameters())).detach()
         points, chunk = self._all_points(level), options.training.chunk
         data = self._data(points, system)
         held_out = held_out_data(
             self.window, self.blocks, points, options.sampling, system, options.seed, chunk
         )
-        x = evaluation_points(self.problem, self.window)
-        errors = ReferenceErrors(self.problem, self._trained_on(level), like.detach(), x)
+        trained, before, measures = self._trained_on(level), self._before(level), self._measures
         return LevelContext(
             system,
             data,
             held_out,
-            errors,
-            self._change(level, like.detach()),
+            measures.errors(trained, like),
+            measures.refinement(before, like) if options.training.estimates else None,
+            measures.h1(trained, like),
+            measures.since(before.system if before else None, like),
             options.seed,
             options.workers,
             self._roughness(system),
         )
 
-    def _change(self, level: Level, like: torch.Tensor) -> RefinementChange | None:
-        """Measures the change since the level before, where there is one and anything needs it."""
-        before = self._before(level)
-        if before is None or not self.options.training.estimates:
-            return None
-        return RefinementChange(self.problem, before.best_system(), before.best_score, like)
-
     def n_points(self, block: ResidualBlock, level: Level, extensions: int = 0) -> int:
-        """Points of a block on a level: whole groups of the sampling options' count.
+        """See :meth:`~kanpinn.training.drawing.Drawing.count`."""
+        return self._drawing.count(block, level, extensions)
 
-        ``extensions`` is how often they were doubled.
-        """
-        sampling, region = self.options.sampling, block.region
-        if region.n_distinct is not None:
-            return region.n_distinct
-        count = sampling.count(region.kind, level.index, level.n_parameters)
-        if block.points is not None:
-            count = round(block.points * sampling.growth**level.index)
-        count *= EXTENSION**extensions
-        return -(-max(count, 1) // block.group) * block.group
+    def _points(self, block: ResidualBlock, level: Level, extensions: int) -> tuple[Points, ...]:
+        before = self._before(level)
+        system = before.system if before else None
+        return self._drawing.points(block, level, extensions, system)
+
+    def _before(self, level: Level) -> LevelState | None:
+        """The last level trained before this one in its time window, if there is one."""
+        return self.state.before((self.number, level.index))
 
     def _trained_on(self, level: Level) -> list[Points]:
         """All points of this level and of those trained before it."""
@@ -398,74 +376,7 @@ class MultilevelRun:
             for site in self._points(block, entry, extensions)
         ]
 
-    def _extensions(self, index: int) -> int:
-        """How often points were doubled up to the level of that index: a level inherits them."""
-        begun = [entry.record for entry in self.state.levels if entry.record.level <= index]
-        return begun[-1].extensions if begun else 0
-
     def _stages(self, level: Level) -> range:
         """The numbers of extensions that a level has been trained with so far."""
-        return range(self._extensions(level.index - 1), self._extensions(level.index) + 1)
-
-    def _points(self, block: ResidualBlock, level: Level, extensions: int) -> tuple[Points, ...]:
-        """Points of a block, drawn once in a time window and kept."""
-        key = (block.name, level.index, extensions)
-        if key not in self._drawn:
-            self._drawn[key] = self._draw(block, level, extensions)
-        return self._drawn[key]
-
-    def _draw(self, block: ResidualBlock, level: Level, extensions: int) -> tuple[Points, ...]:
-        """Points of a block: they follow from the seed, the level and its extensions."""
-        options, sampling = self.options, self.options.sampling
-        count = self.n_points(block, level, extensions)
-        key: tuple[str | int, ...] = (block.name, level.index)
-        key += (extensions,) if extensions else ()
-        if block.group > 1:  # a mean needs equal weights
-            seed = stream(options.seed, "train", *key)
-            return sample(block.region, count, "sobol", seed, options.dtype, options.device)
-        before, adaptive = self._before(level), sampling.adaptive
-        whole = block.region.kind != "interior" or block.region.n_distinct is not None
-        if adaptive is None or before is None or whole or not block.equation:
-            return self._spread(block, count, "train", *key)
-        drawn = min(round(adaptive.share * count), count - 1)
-        (base,) = self._spread(block, count - drawn, "train", *key)
-        (pool,) = self._spread(block, round(adaptive.pool * count), "pool", *key)
-        seed = stream(options.seed, "adaptive", *key)
-        points = adapt_points(block, base, pool, drawn, before.system, adaptive, seed)
-        if points is not None:
-            return (points,)
-        self.observer.on_note(
-            f"level {level.index}: the residual of {block.name!r} is not finite, or zero, at most "
-            "of the points to choose from: its points are spread without regard to it"
-        )
-        return self._spread(block, count, "train", *key)
-
-    def _spread(self, block: ResidualBlock, count: int, *key: str | int) -> tuple[Points, ...]:
-        """Points of a block without regard to its residual."""
-        options, names = self.options, self.problem.domain.names
-        seed = stream(options.seed, *key)
-        dtype, device = options.dtype, options.device
-        return sample_graded(block.region, count, options.sampling, names, seed, dtype, device)
-
-    def _before(self, level: Level) -> LevelState | None:
-        """The last level trained before this one in its time window, if there is one."""
-        records = {entry.record.key: entry for entry in self.state.levels}
-        keys = [(self.number, k) for k in range(level.index)]
-        earlier = [records[key] for key in keys if key in records]
-        return earlier[-1] if earlier else None
-
-    def _compare(self, coarse: System, context: LevelContext, record: LevelRecord) -> None:
-        """Loss before and after the prolongation, on the new level's points, and the change."""
-        before = (
-            coarse,
-            tuple(BlockData(d.block, d.points, coarse, d.size) for d in context.data),
-        )
-        record.loss_before_prolongation = _loss(*before)
-        record.loss_after_prolongation = _loss(context.system, context.data)
-        x = context.held_out.data[0].points[0].x
-        record.max_change = float((predict(context.system, x) - predict(coarse, x)).abs().max())
-
-
-def _loss(system: System, data: Sequence[BlockData]) -> float:
-    pack = ParameterPack(system)
-    return float(SystemObjective(system, pack, data).loss(pack.read()))
+        first, last = (self.state.extensions_to(index) for index in (level.index - 1, level.index))
+        return range(first, last + 1)

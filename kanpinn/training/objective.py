@@ -5,13 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatch
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from kanpinn.errors import ConfigError
-from kanpinn.optimisers import ParameterLayout
+from kanpinn.optimisers.operations import Meter, square, triangle
 from kanpinn.residuals import ResidualBlock, System, evaluate_rows
 from kanpinn.sampling import QUADRATURE
 from kanpinn.training.accumulate import tree_sum, triangular_factor
@@ -19,70 +17,12 @@ from kanpinn.training.block_data import BlockData, Chunk
 from kanpinn.training.jacobian import ChunkJacobian, Columns, linearise_rows
 from kanpinn.training.linearisation import ChunkedJacobian
 from kanpinn.training.parallel import ordered_map
+from kanpinn.training.parameters import ParameterPack
 from kanpinn.training.smoothing import Penalty
 from kanpinn.training.squares import Rows, Squares, squares
+from kanpinn.training.work import Evaluation
 
 BLOCK_ROWS = 256  # of the Jacobian, whose columns that are zero there are left out of its square
-LINEAR_PARAMETERS = (
-    "coefficients",
-    "base_weights",
-    "bias",
-)  # of a layer: its output is linear in them
-
-
-class ParameterPack:
-    """The trainable parameters of a system, by group, as one flat vector.
-
-    Args:
-        system: whose parameters.
-        patterns: which groups, by name (``*`` matches anything).
-
-    Raises:
-        ConfigError: if a pattern matches no group.
-    """
-
-    def __init__(self, system: System, patterns: Sequence[str] = ("*",)) -> None:
-        named = {group_name(name): p for name, p in system.named_parameters()}
-        for pattern in patterns:
-            if not any(fnmatch(name, pattern) for name in named):
-                raise ConfigError(
-                    f"training.phases.train: {pattern!r} matches no parameter group; there are "
-                    f"{', '.join(named)}"
-                )
-        self.parameters: dict[str, nn.Parameter] = {
-            name: p for name, p in named.items() if any(fnmatch(name, q) for q in patterns)
-        }
-        sizes = tuple(p.numel() for p in self.parameters.values())
-        linear = linear_groups(system) & set(self.parameters)
-        self.layout = ParameterLayout(tuple(self.parameters), sizes, linear)
-
-    def read(self) -> Tensor:
-        """The flat vector ``(n,)``, a copy."""
-        return torch.cat([p.detach().reshape(-1) for p in self.parameters.values()])
-
-    def write(self, theta: Tensor) -> None:
-        """Set the parameters from the flat vector."""
-        parts = theta.split(self.layout.sizes)
-        with torch.no_grad():
-            for p, part in zip(self.parameters.values(), parts, strict=True):
-                p.copy_(part.view_as(p))
-
-
-def linear_groups(system: System) -> frozenset[str]:
-    """The groups that the fields depend on linearly: what each network's last layer contracts."""
-    return frozenset(
-        f"{name}.layer{len(part.network.chain) - 1}.{kind}"
-        for name, part in system.parts.items()
-        for kind in LINEAR_PARAMETERS
-    )
-
-
-def group_name(parameter_name: str) -> str:
-    """``networks.main.network.layers.0.coefficients`` -> ``main.layer0.coefficients``."""
-    words = parameter_name.split(".")
-    if words[0] != "networks":
-        return parameter_name
-    return ".".join([words[1], f"layer{words[4]}", *words[5:]])
 
 
 class SystemObjective:
@@ -103,6 +43,9 @@ class SystemObjective:
         workers: threads that share the chunks; no result depends on them.
         factors: ``f`` per block name, ``(n_rows,)``; ones where missing.
         penalty: on rough splines.
+
+    Attributes:
+        meter: counts what the methods cost, see :mod:`kanpinn.training.work`.
     """
 
     def __init__(
@@ -119,7 +62,7 @@ class SystemObjective:
         self.system, self.pack, self.data = system, pack, tuple(data)
         self.workers, self.penalty = workers, penalty
         self.attention, self.factors = dict(attention or {}), dict(factors or {})
-        self.batch = batch
+        self.batch, self.meter = batch, Meter()
         self.rows: dict[str, list[tuple[slice | Tensor, Tensor]]] = {}
 
     def loss(self, theta: Tensor) -> Tensor:
@@ -142,6 +85,7 @@ class SystemObjective:
     def jacobian_rows(self, theta: Tensor) -> Iterator[Tensor]:
         """Pieces ``(any, n + 1)`` of ``[J | r]``, the Jacobian beside the residuals."""
         self.pack.write(theta)
+        self.meter.add(sum(data.cost().jacobian for data in self.data))
         yield from map(self._jacobian_piece, self._chunks())
         if self.penalty is not None:
             yield self.penalty.jacobian_piece(self.pack.layout)
@@ -161,8 +105,11 @@ class SystemObjective:
         self.pack.write(theta)
         sizes = [len(part) for part in self._residual_parts()]
         penalty = [] if self.penalty is None else [self.penalty]
+        costs = [data.cost(chunk) for data, chunk in self._chunks()]
         return ChunkedJacobian(
             chunks=[*self._chunks(), *penalty],
+            costs=[*costs, *(Evaluation(0, 1) for _ in penalty)],
+            meter=self.meter,
             sizes=sizes,
             linearise=one,
             move=lambda: self.pack.write(theta),
@@ -174,6 +121,7 @@ class SystemObjective:
     def transposed_product(self, theta: Tensor, u: Tensor) -> Tensor:
         """``J^T u`` ``(n,)`` for ``u`` of the shape of the residuals, ``(N,)``."""
         self.pack.write(theta)
+        self.meter.add(sum(data.cost().gradient for data in self.data))
         parameters = tuple(self.pack.parameters.values())
         pieces, start = [], 0
         if self.penalty is not None:
@@ -191,6 +139,7 @@ class SystemObjective:
         """The square of ``[J | r]`` at ``theta``, its blocks kept if ``memory`` bytes hold them."""
         theta = theta.detach().clone()
         self.pack.write(theta)
+        self._count_factor(square)
         pieces: list[tuple[BlockData, Chunk] | Penalty] = [*self._chunks()]
         if self.penalty is not None:
             pieces.append(self.penalty)
@@ -201,11 +150,13 @@ class SystemObjective:
             otherwise=lambda u: self.transposed_product(theta, u),
             memory=memory,
             workers=self.workers,
+            meter=self.meter,
         )
 
     def triangle(self, theta: Tensor) -> Tensor:
         """``R`` of a QR decomposition of ``[J | r]`` at ``theta``, ``(n + 1, n + 1)``."""
         self.pack.write(theta)
+        self._count_factor(triangle)
         chunks = list(self._chunks())
         sizes = [len(chunk.points[0]) // data.block.group for data, chunk in chunks]
         columns = self.pack.layout.total + 1
@@ -229,6 +180,13 @@ class SystemObjective:
                 products[index[:-1]] += columns.mT @ residuals
                 norms[index[:-1]] += columns.square().sum(0)
         return torch.where(norms > 0, products.square() / norms, 0.0)
+
+    def _count_factor(self, operations: Callable[[int, int], int]) -> None:
+        """Count the rows of ``[J | r]`` and what is made of them."""
+        rows = sum(data.n_rows * data.n_equations for data in self.data)
+        rows += 0 if self.penalty is None else len(self.penalty.rows())
+        self.meter.add(sum(data.cost().jacobian for data in self.data))
+        self.meter.add(operations(rows, self.pack.layout.total + 1))
 
     def _jacobian_piece(self, piece: tuple[BlockData, Chunk]) -> Tensor:
         """``[J | r]`` of one chunk, ``(any, n + 1)``, at the parameters as they stand."""
@@ -281,6 +239,7 @@ class SystemObjective:
             rows = evaluate_rows(data.block, self.system, chunk.points, chunk.prepared)
             return (self._scale(data, chunk, rows) * rows).reshape(-1)
 
+        self.meter.add(sum(data.cost().residual for data in self.data))
         yield from ordered_map(one, self._chunks(), self.workers)
         if self.penalty is not None:
             with torch.no_grad():
@@ -328,6 +287,8 @@ class SystemObjective:
         """
         self.rows = {}
         pieces = list(self._batch())
+        costs = [piece.data.cost(piece.chunk) for piece in pieces]
+        self.meter.add(sum(cost.gradient if gradient else cost.residual for cost in costs))
 
         def one(piece: _Piece) -> tuple[list[Tensor], Tensor | None]:
             with torch.set_grad_enabled(gradient):  # threads have modes of their own

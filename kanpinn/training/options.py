@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from annotated_types import Ge, Gt, Le, Lt
+from annotated_types import Ge, Gt, Le
 
 from kanpinn.errors import ConfigError
 from kanpinn.optimisers import (
@@ -17,7 +17,9 @@ from kanpinn.optimisers import (
     SelfScaledBFGSOptions,
     SelfScaledBroydenOptions,
 )
+from kanpinn.training.weight_options import AttentionOptions, BalanceOptions, CausalOptions
 
+Number = TypeVar("Number", int, float)
 Steps = Annotated[int, Ge(0)]
 TrainedGroups = Annotated[
     tuple[str, ...],
@@ -41,11 +43,12 @@ class PhaseOptions:
 
     def steps_on(self, level: int) -> int:
         """Steps on one level."""
-        return _steps_on(self.steps, level)
+        return _on_level(self.steps, level)
 
 
-def _steps_on(steps: int | tuple[int, ...], level: int) -> int:
-    return steps if isinstance(steps, int) else steps[min(level, len(steps) - 1)]
+def _on_level(entries: Number | tuple[Number, ...], level: int) -> Number:
+    """The entry of a level; the last one holds for all further levels."""
+    return entries[min(level, len(entries) - 1)] if isinstance(entries, tuple) else entries
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +72,7 @@ class AutoPhase:
 
     def steps_on(self, level: int) -> int:
         """The most steps it may come to have on one level."""
-        return MOST_STEPS if self.steps == "auto" else _steps_on(self.steps, level)
+        return MOST_STEPS if self.steps == "auto" else _on_level(self.steps, level)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,65 +112,6 @@ Phase = (
     | SelfScaledBroydenPhase
     | LevenbergMarquardtPhase
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class AttentionOptions:
-    """Residual-based attention (Anagnostopoulos et al., arXiv 2307.00379).
-
-    After every gradient step ``w_i <- decay w_i + rate |r_i| / max |r|``; the loss takes
-    ``(w_i r_i)^2``. Least-squares and quasi-Newton phases keep the weights they find.
-    """
-
-    blocks: Annotated[tuple[str, ...], "blocks it acts on, as patterns"] = ("equation",)
-    rate: Annotated[float, Gt(0), Lt(1), "rate of the weights"] = 1e-2
-    decay: Annotated[float, Gt(0), Le(1), "share of the old weight kept at a step"] = 0.999
-    initial: Annotated[float, Ge(0), "weights at the start"] = 1.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class BalanceOptions:
-    """Factors of whole blocks that change with training, so that no block outweighs the others.
-
-    An update finds the size ``s_b`` of every block's loss and gives it the factor ``mean(s) /
-    s_b``; the problem's fixed weights cancel but for a common factor. ``gradient_norm``: ``s_b``
-    is the norm of the loss's gradient (Wang, Teng and Perdikaris, arXiv 2001.04536). ``ntk``: the
-    trace of ``J_b J_b^T``, with ``J_b`` the Jacobian of the rows whose sum of squares is the
-    loss, the rate at which gradient flow lowers it (Wang, Yu and Perdikaris, arXiv 2007.14527).
-    """
-
-    by: Annotated[Literal["ntk", "gradient_norm"], "what is made equal"] = "ntk"
-    blocks: Annotated[tuple[str, ...], "blocks it acts on, as patterns"] = ("*",)
-    every: Annotated[int, Gt(0), "steps between updates"] = 100
-    memory: Annotated[float, Ge(0), Lt(1), "share of the old factor kept at an update"] = 0.9
-
-
-@dataclass(frozen=True, kw_only=True)
-class CausalOptions:
-    """Weights in time: what is late counts once all that is earlier is solved (arXiv 2203.07404).
-
-    The time interval is cut into equal slices. The rows of slice ``k`` have the weight
-    ``exp(-epsilon sum_{j<k} L_j)`` in the loss, ``L_j`` the mean square of the rows in slice ``j``
-    with the blocks' fixed weights; blocks at the initial time come before all slices. When the
-    least weight is above ``threshold``, the next ``epsilon`` follows; after the last one all
-    weights are one.
-    """
-
-    blocks: Annotated[tuple[str, ...], "blocks it acts on, as patterns"] = ("equation",)
-    slices: Annotated[int, Ge(2), "slices of the time interval"] = 16
-    epsilon: Annotated[
-        tuple[Annotated[float, Gt(0)], ...], "how steeply weights fall, one after the other"
-    ] = (100.0,)
-    threshold: Annotated[float, Gt(0), Lt(1), "least weight at which epsilon changes"] = 0.99
-    every: Annotated[
-        int, Gt(0), "steps between updates; quasi-Newton methods start anew at each"
-    ] = 1
-
-    def __post_init__(self) -> None:
-        if not self.epsilon:
-            raise ConfigError(
-                "training.causal.epsilon: found an empty list, allowed: positive numbers"
-            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,6 +195,43 @@ class StartsOptions:
     levels: Annotated[int, Ge(1), Le(20), "levels that all of them are trained on"] = 1
 
 
+Work = Annotated[float, Ge(0)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkOptions:
+    """What a level may spend on training, counted as docs/method.md says.
+
+    A level of every time window ends with the step that brings it to its share, in whichever of
+    its phases, and the next one goes on. Steps limit it too.
+    """
+
+    of: Annotated[
+        Literal["operations", "evaluations"],
+        "what is counted: floating-point operations, or evaluations of the loss or the residuals",
+    ] = "operations"
+    per_level: Annotated[
+        Work | tuple[Work, ...],
+        "the share of every level, or a list per level, coarsest first; 0 skips the level; the "
+        "last entry holds for all further levels, entries beyond the last level are not used",
+    ]
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.per_level, int | float) and not self.per_level:
+            raise ConfigError(
+                "training.work.per_level: found an empty list, allowed: a number, or one for every "
+                "level"
+            )
+
+    def on(self, level: int) -> float:
+        """The share of a level."""
+        return _on_level(self.per_level, level)
+
+    def spent(self, record: Mapping[str, Any]) -> bool:
+        """Whether a level, by its record as in the summary, has spent its share."""
+        return bool(record[self.of] >= self.on(record["level"]))
+
+
 LayerKnots = Annotated[int, Gt(0)] | tuple[float, ...]
 
 
@@ -304,6 +285,7 @@ class TrainingOptions:
         SmoothingOptions | None, "penalty on rough splines, chosen by the held-out score"
     ] = None
     target: Annotated[TargetOptions, "accuracy at which the run is done"] = TargetOptions()
+    work: Annotated[WorkOptions | None, "budget of every level, counted and not timed"] = None
     time_limit: Annotated[
         Annotated[float, Gt(0)] | None, "budget in seconds; it only ends a run"
     ] = None
@@ -332,7 +314,12 @@ class TrainingOptions:
             )
         trained = [level for level in range(self.levels) if self.steps_on(level)]
         if not trained:
-            raise ConfigError("training.phases: all steps are 0, so there is nothing to do")
+            empty = (
+                "training.phases: all steps are 0"
+                if self.work is None
+                else ("training.work.per_level: every level with steps has 0")
+            )
+            raise ConfigError(f"{empty}, so there is nothing to do")
         if self.marks and len(trained) < self.levels:
             raise ConfigError(
                 f"training.phases: {self.levels - len(trained)} of {self.levels} levels have no "
@@ -382,9 +369,13 @@ class TrainingOptions:
         """Whether the change of the solution since the level before is measured."""
         return self.adapts or self.target.estimated_error is not None
 
+    def steps_of(self, phase: Phase, level: int) -> int:
+        """Steps of a phase on a level; a budget without work skips the level."""
+        return phase.steps_on(level) if self.work is None or self.work.on(level) else 0
+
     def steps_on(self, level: int) -> int:
         """Steps of all phases on a level."""
-        return sum(phase.steps_on(level) for phase, _ in self.stages)
+        return sum(self.steps_of(phase, level) for phase, _ in self.stages)
 
     @property
     def stages(self) -> tuple[tuple[Phase, float | None], ...]:

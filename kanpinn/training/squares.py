@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from kanpinn.optimisers.operations import Meter, product
 from kanpinn.training.parallel import ordered_map
 
 SIDE = 256  # of the blocks that a symmetric product is made in
@@ -26,11 +27,13 @@ class Squares:
         gram: ``(n + 1, n + 1)``.
         kept: all blocks of rows, in order, or none.
         otherwise: ``J^T u`` without them.
+        meter: counts the products from them.
     """
 
     gram: Tensor
     kept: tuple[Rows, ...]
     otherwise: Callable[[Tensor], Tensor]
+    meter: Meter = field(default_factory=Meter)
 
     @property
     def evaluations(self) -> int:
@@ -41,6 +44,7 @@ class Squares:
         """``J v`` ``(N,)`` of ``v`` ``(n,)``; ``None`` without the blocks."""
         if not self.kept:
             return None
+        self._count()
         extended = torch.cat([v, v.new_zeros(1)])
         return torch.cat([rows @ extended[index] for index, rows in self.kept])
 
@@ -53,11 +57,16 @@ class Squares:
         """``J^T u`` ``(n,)`` of ``u`` ``(N,)``."""
         if not self.kept:
             return self.otherwise(u)
+        self._count()
         total, start = u.new_zeros(len(self.gram)), 0
         for index, rows in self.kept:
             total[index] += rows.mT @ u[start : start + len(rows)]
             start += len(rows)
         return total[:-1]
+
+    def _count(self) -> None:
+        """One product from the blocks, as if no column were left out."""
+        self.meter.add(product(sum(len(rows) for _, rows in self.kept), len(self.gram) - 1))
 
 
 def squares(
@@ -67,6 +76,7 @@ def squares(
     otherwise: Callable[[Tensor], Tensor],
     memory: float = 0.0,
     workers: int = 1,
+    meter: Meter | None = None,
 ) -> Squares:
     """The square of a tall matrix made in pieces, which is never held as a whole.
 
@@ -81,6 +91,7 @@ def squares(
         otherwise: ``J^T u`` by other means.
         memory: bytes that all blocks together may take to be kept.
         workers: pieces worked on at a time; the result does not depend on it.
+        meter: counts products from the blocks.
     """
 
     def squared(piece: P) -> list[tuple[Rows, Tensor]]:
@@ -100,7 +111,7 @@ def squares(
             kept.append((index, rows))
             if left < 0:
                 kept.clear()
-    return Squares(upper.triu() + upper.triu(1).mT, tuple(kept), otherwise)
+    return Squares(upper.triu() + upper.triu(1).mT, tuple(kept), otherwise, meter or Meter())
 
 
 def _upper_square(rows: Tensor) -> Tensor:

@@ -29,9 +29,8 @@ def best_trial(
 ) -> RunState | None:
     """Train from ``count`` initial networks; the state of the one with the best held-out score.
 
-    It accounts for all of them: their seconds and evaluations are counted with its first level. A
-    trial that meets the target is the best and the last one; one that the time limit ends is the
-    last one.
+    It accounts for all of them: what they cost is counted with its first level. A trial that meets
+    the target is the best and the last one; one that the time limit ends is the last one.
 
     Args:
         count: trials.
@@ -68,16 +67,18 @@ def _score(trial: RunState) -> float:
 
 
 def _accountable(chosen: RunState, trials: list[RunState]) -> RunState:
-    """The chosen trial, with the seconds and evaluations of the others before its own."""
+    """The chosen trial, with what the others cost before its own."""
     first = chosen.levels[0].record
     before = trials[-1].elapsed - chosen.elapsed
     others = [level.record for trial in trials if trial is not chosen for level in trial.levels]
-    spent = sum(record.evaluations for record in others)
-    first.evaluations += spent
+    for name in ("evaluations", "operations"):
+        spent = sum(getattr(record, name) for record in others)
+        setattr(first, name, getattr(first, name) + spent)
+        for row in chosen.history:
+            row[name] += spent
     first.wall_s += sum(record.wall_s for record in others)
     chosen.elapsed += before
     for row in chosen.history:
-        row["evaluations"] += spent
         row["wall_s"] += before
     return chosen
 

@@ -41,13 +41,17 @@ def restore(system: System, values: Parameters) -> None:
 class LevelRecord:
     """What the run reports of one level.
 
+    ``operations`` are those spent on training, see :mod:`kanpinn.training.work`.
     ``loss_before_prolongation`` and ``loss_after_prolongation`` are the same loss, on this
     level's points, of the coarse and of the prolongated networks. ``max_change`` is the largest
     difference of their values at held-out points. ``smoothing`` is the weight of the penalty that
     the level's best iterate was found with. Errors are those of all times up to the end of the
-    level's time window. ``extensions`` counts how often the points were doubled, on this level and
-    those before. The two errors are parts of the training residual
-    (:class:`~kanpinn.training.control.ErrorSplit`), known with ``refine: auto``;
+    level's time window: ``rel_l2`` and ``linf`` of the values, and ``h1`` of the gradient
+    (:class:`~kanpinn.training.h1_error.H1Error`), of the level's last networks. ``change`` is the
+    relative L2 difference of these from the last networks of the level before. Both ``h1`` and
+    ``change`` are known once the level has ended. ``extensions`` counts how often the points were
+    doubled, on this level and those before. The two errors that follow are parts of the training
+    residual (:class:`~kanpinn.training.control.ErrorSplit`), known with ``refine: auto``;
     ``estimated_error`` is described at :class:`~kanpinn.training.evaluation.RefinementChange`.
     ``conditions`` are the :class:`~kanpinn.optimisers.Condition` met, with spaces between.
     """
@@ -58,6 +62,7 @@ class LevelRecord:
     n_points: int
     steps: int = 0
     evaluations: int = 0
+    operations: int = 0
     wall_s: float = 0.0
     loss_before_prolongation: float | None = None
     loss_after_prolongation: float | None = None
@@ -65,6 +70,9 @@ class LevelRecord:
     loss: float | None = None
     heldout_residual: float | None = None
     rel_l2: float | None = None
+    linf: float | None = None
+    h1: float | None = None
+    change: float | None = None
     extensions: int = 0
     optimisation_error: float | None = None
     discretisation_error: float | None = None
@@ -190,6 +198,18 @@ class RunState:
         if levels[-1].record.stop_reason == StopReason.TARGET.value:
             return levels[-1]
         return min(reversed(levels), key=lambda level: level.best_score)
+
+    def before(self, key: tuple[int, int]) -> LevelState | None:
+        """The last level trained before that of a key in its time window, if there is one."""
+        levels = {level.record.key: level for level in self.levels}
+        window, number = key
+        earlier = [levels[window, k] for k in range(number) if (window, k) in levels]
+        return earlier[-1] if earlier else None
+
+    def extensions_to(self, level: int) -> int:
+        """How often points were doubled up to a level, by its number: a level inherits them."""
+        begun = [entry.record for entry in self.levels if entry.record.level <= level]
+        return begun[-1].extensions if begun else 0
 
     def join_windows(self) -> None:
         """Give every system its past: the best one of the window before."""

@@ -15,17 +15,15 @@ import torch
 from torch import Tensor
 
 from kanpinn.errors import ConfigError
+from kanpinn.optimisers.operations import Meter
 from kanpinn.residuals import Coordinates, ResidualBlock, System
 from kanpinn.sampling import QUADRATURE
 from kanpinn.training.accumulate import tree_sum
 from kanpinn.training.block_data import BlockData, residual_rows
-from kanpinn.training.objective import ParameterPack, SystemObjective
-from kanpinn.training.options import (
-    AttentionOptions,
-    BalanceOptions,
-    CausalOptions,
-    TrainingOptions,
-)
+from kanpinn.training.objective import SystemObjective
+from kanpinn.training.options import TrainingOptions
+from kanpinn.training.parameters import ParameterPack
+from kanpinn.training.weight_options import AttentionOptions, BalanceOptions, CausalOptions
 
 Named = dict[str, Tensor]
 
@@ -54,6 +52,9 @@ class Weighting:
         system: networks and scalars.
         data: residual blocks with their points.
         weights: where they stand; changed in place.
+
+    Attributes:
+        meter: counts what updates cost.
     """
 
     def __init__(
@@ -63,14 +64,14 @@ class Weighting:
         data: Sequence[BlockData],
         weights: Weights,
     ) -> None:
-        self.data, self.weights = tuple(data), weights
+        self.data, self.weights, self.meter = tuple(data), weights, Meter()
         self.attention = self.balance = self.causal = None
         if options.attention is not None:
             self.attention = Attention(options.attention, data, weights.attention)
         if options.balance is not None:
-            self.balance = Balance(options.balance, system, data, weights.balance)
+            self.balance = Balance(options.balance, system, data, weights.balance, self.meter)
         if options.causal is not None:
-            self.causal = Causality(options.causal, system, data, weights.causal)
+            self.causal = Causality(options.causal, system, data, weights.causal, self.meter)
 
     def start(self) -> None:
         """Give rows that have no weights yet their first ones."""
@@ -114,7 +115,7 @@ class Weighting:
 
 
 class Attention:
-    """Residual-based attention: see :class:`~kanpinn.training.options.AttentionOptions`.
+    """Residual-based attention: see :class:`~kanpinn.training.weight_options.AttentionOptions`.
 
     Args:
         options: blocks and rates.
@@ -151,13 +152,14 @@ class Attention:
 
 
 class Balance:
-    """Factors of whole blocks: see :class:`~kanpinn.training.options.BalanceOptions`.
+    """Factors of whole blocks: see :class:`~kanpinn.training.weight_options.BalanceOptions`.
 
     Args:
         options: what is made equal, and how often.
         system: networks and scalars.
         data: blocks with their points.
         weights: per block, 0-d; changed in place.
+        meter: counts what updates cost.
     """
 
     def __init__(
@@ -166,8 +168,9 @@ class Balance:
         system: System,
         data: Sequence[BlockData],
         weights: Named,
+        meter: Meter,
     ) -> None:
-        self.options, self.system, self.weights = options, system, weights
+        self.options, self.system, self.weights, self.meter = options, system, weights, meter
         self.data = _matching(data, options.blocks)
 
     def update(
@@ -204,19 +207,23 @@ class Balance:
         objective = SystemObjective(self.system, pack, (data,), attention, factors=factors)
         theta = pack.read()
         if self.options.by == "gradient_norm":
-            return torch.linalg.vector_norm(objective.loss_and_gradient(theta)[1])
-        pieces = objective.jacobian_rows(theta)
-        return tree_sum([piece[:, :-1].square().sum()] for piece in pieces)[0]
+            size = torch.linalg.vector_norm(objective.loss_and_gradient(theta)[1])
+        else:
+            pieces = objective.jacobian_rows(theta)
+            size = tree_sum([piece[:, :-1].square().sum()] for piece in pieces)[0]
+        self.meter.add(objective.meter.operations)
+        return size
 
 
 class Causality:
-    """Factors in time: see :class:`~kanpinn.training.options.CausalOptions`.
+    """Factors in time: see :class:`~kanpinn.training.weight_options.CausalOptions`.
 
     Args:
         options: slices, epsilons, and how often.
         system: networks and scalars, of a problem in time.
         data: blocks with their points.
         weights: ``slices`` and ``stage``, empty at first; changed in place.
+        meter: counts what updates cost.
     """
 
     def __init__(
@@ -225,8 +232,9 @@ class Causality:
         system: System,
         data: Sequence[BlockData],
         weights: Named,
+        meter: Meter,
     ) -> None:
-        self.options, self.system, self.weights = options, system, weights
+        self.options, self.system, self.weights, self.meter = options, system, weights, meter
         time = system.coordinates.time
         assert time is not None  # check_weighting
         start, end = next(iter(system.parts.values())).inputs.bounds[time]
@@ -281,6 +289,7 @@ class Causality:
 
     def _squares(self, data: BlockData) -> tuple[Tensor, Tensor]:
         """Mean squares of a block's rows and their quadrature weights, each ``(n_rows,)``."""
+        self.meter.add(data.cost().residual)
         squares = residual_rows(data, self.system).double().cpu().square().mean(-1)
         quadrature = data.points[0].data.get(QUADRATURE, torch.ones_like(squares))
         return squares, quadrature.double().cpu()

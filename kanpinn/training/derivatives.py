@@ -1,0 +1,73 @@
+"""Derivatives of a system's fields at any points, past time windows included, in chunks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from kanpinn.jets import Jet, JetSpec
+from kanpinn.residuals import System
+from kanpinn.training.block_data import chunk_rows
+
+Side = Literal[-1, 1]
+
+# Points at once: on a CPU the features should stay in a core's cache (measured: 1024 is within 10%
+# of the best for most networks), a GPU wants more of them.
+LARGEST_CHUNK = 1024
+GPU_FACTOR = 16
+
+
+def jet_slices(system: System, n: int, spec: JetSpec) -> Iterator[slice]:
+    """The rows of ``n`` points in pieces whose jets are evaluated at once."""
+    size = chunk_rows(system, dict.fromkeys(system.parts, spec), 1)
+    on_cpu = next(system.parameters()).device.type == "cpu"
+    size = min(size, LARGEST_CHUNK) if on_cpu else size * GPU_FACTOR
+    for start in range(0, n, size):
+        yield slice(start, min(start + size, n))
+
+
+def system_jets(system: System, x: Tensor, spec: JetSpec, side: Side = 1) -> list[Jet]:
+    """The jets ``(K, n, n_fields)`` of all networks at points ``(n, d)``, without gradient.
+
+    Args:
+        system: networks, and perhaps a past.
+        x: points.
+        spec: what the jets carry.
+        side: from which points on an interface are approached.
+    """
+    pieces = system.pieces(x)
+    with torch.no_grad():
+        found = [_own_jets(owner, x[rows], spec, side) for rows, owner in pieces]
+    if len(found) == 1:
+        return found[0]
+    jets = []
+    for number, jet in enumerate(found[0]):
+        data = jet.data.new_empty(jet.data.shape[0], len(x), jet.data.shape[2])
+        for (rows, _), own in zip(pieces, found, strict=True):
+            data[:, rows] = own[number].data
+        jets.append(Jet(spec, data))
+    return jets
+
+
+def _own_jets(system: System, x: Tensor, spec: JetSpec, side: Side) -> list[Jet]:
+    """The jets of a system's own networks."""
+    sides = x.new_full((len(x),), side)
+    return [part.jet(part.prepare(x, spec, sides)) for part in system.parts.values()]
+
+
+def predict_gradient(system: System, x: Tensor, fields: Sequence[str]) -> Tensor:
+    """First derivatives ``(n, n_fields, d)`` of the named fields at points ``(n, d)``."""
+    dimension = x.shape[1]
+    units = [tuple(int(a == b) for b in range(dimension)) for a in range(dimension)]
+    spec = JetSpec.closure(dimension, units)
+    order = [system.field_names.index(name) for name in fields]
+    result = x.new_empty(len(x), len(fields), dimension)
+    for rows in jet_slices(system, len(x), spec):
+        jets = system_jets(system, x[rows], spec)
+        for axis, unit in enumerate(units):
+            columns = torch.cat([jet.component(unit) for jet in jets], -1)
+            result[rows, :, axis] = columns[:, order]
+    return result

@@ -1,0 +1,32 @@
+"""All options of a run but the problem's own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from kanpinn.models import ModelOptions
+from kanpinn.sampling import SamplingOptions, stream
+from kanpinn.training.options import TrainingOptions
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """All options of a run but the problem's own."""
+
+    model: ModelOptions
+    training: TrainingOptions
+    sampling: SamplingOptions
+    seed: int = 0
+    dtype: torch.dtype = torch.float64
+    device: torch.device = torch.device("cpu")  # noqa: RUF009 - immutable
+    workers: int = 1  # threads that share the chunks of points; no result depends on them
+    start: int = 0  # which of this seed's random initial networks
+
+    @property
+    def network_seed(self) -> int:
+        """Seed of the initial networks."""
+        if not self.start:
+            return self.seed
+        return int(stream(self.seed, "start", self.start).generate_state(1)[0])
