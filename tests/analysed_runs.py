@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import kanpinn
@@ -63,7 +64,12 @@ def config_of(variant: str) -> dict[str, Any]:
 def trained(variant: str) -> tuple[kanpinn.Solution, Problem, Levels]:
     """A run of a few steps, its problem, and the systems at the starts of its levels."""
     prepared = api.prepare(config_of(variant))
-    levels = Levels()
-    state = MultilevelRun(prepared.problem, prepared.run.options, levels).run()
+    levels, options = Levels(), prepared.run.options
+    state = MultilevelRun(prepared.problem, options, levels).run()
+    if options.training.starts is not None:  # levels are told of when the choice is made
+        alone = replace(options.training, starts=None)
+        options = replace(options, training=alone, start=state.levels[0].record.start)
+        levels = Levels()
+        MultilevelRun(prepared.problem, options, levels).run()
     solution = kanpinn.Solution(state, prepared.config.to_dict(), {"fields": ["u"]})
     return solution, prepared.problem, levels

@@ -29,10 +29,7 @@ from kanpinn.residuals import System
 from kanpinn.sampling import sample, stream
 from kanpinn.training.hierarchy import with_parts
 
-FORGETFUL = {
-    "adaptive and free": ["start", "end", "end", "end"],
-    "several starts": ["end", "start", "end", "start", "end"],
-}
+FORGETFUL = {"adaptive and free": ["start", "end", "end", "end"]}
 
 
 def parameters(system: System) -> Tensor:
@@ -58,7 +55,7 @@ def test_stages_are_those_of_the_run(variant: str) -> None:
 
 @pytest.mark.parametrize("variant", FORGETFUL)
 def test_a_start_that_cannot_be_found_again_is_left_out(variant: str) -> None:
-    """Adaptive refinement of free knots, which have moved; one of several initial networks."""
+    """Adaptive refinement of free knots, which have moved."""
     solution, problem, _ = trained(variant)
     moments = [stage.moment for stage in run_stages(solution, problem)]
     assert moments == FORGETFUL[variant]

@@ -132,8 +132,8 @@ def work(total: float) -> Budget:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"axes": {"seed": [1]}}, "s.yaml: base: missing, allowed: text or a mapping"),
-        (BASE, "s.yaml: axes: this study has no cases: axes (a mapping), cases, or both"),
+        ({"axes": {"seed": [1]}}, "s.yaml: base: is missing; a config, or its path"),
+        (BASE, "s.yaml: axes: this study has no cases: axes (a mapping), cases, or analyses"),
         ({**BASE, "axes": {}, "cases": {}}, "s.yaml: axes: this study has no cases"),
         ({**BASE, "axes": {"seed": []}}, "s.yaml: axes.seed: found []; allowed: a list"),
         ({**BASE, "axes": {"x": {}}}, "s.yaml: axes.x: found {}; allowed: a list"),

@@ -26,6 +26,7 @@ from kanpinn.training.hierarchy import (
     on_knots,
     refine_system,
 )
+from kanpinn.training.run_options import network_seed
 from kanpinn.training.windows import window_problem
 
 Moment = Literal["start", "end"]
@@ -79,8 +80,7 @@ def run_stages(solution: Solution, problem: Problem) -> Iterator[Stage]:
     """Start and end of every level that was trained, coarsest first, window after window.
 
     The end is the last iterate, which the next level starts from. The start of a level is left out
-    where it cannot be found again: adaptive refinement of free knots, which have moved since, and
-    the first level's of one out of several initial networks, since a run does not keep which.
+    where it cannot be found again: after adaptive refinement of free knots, which have moved since.
     """
     history = _history(solution, problem)
     choice = history.config.training.smoothing is not None  # then the best iterate is prolongated
@@ -90,8 +90,7 @@ def run_stages(solution: Solution, problem: Problem) -> Iterator[Stage]:
         own = history.window(record.window, end.past)
         previous = known[number - 1] if number else None
         if previous is None or previous.window != record.window:
-            if history.config.training.starts is None:
-                yield Stage(record, "start", _initial(history, own, record.level, end), own)
+            yield Stage(record, "start", _initial(history, own, record, end), own)
         else:
             iterate: Literal["best", "last"] = "best" if choice else "last"
             before = solution.level(previous.level, iterate, previous.window).model
@@ -129,16 +128,16 @@ def _history(solution: Solution, problem: Problem) -> History:
     return History(config, build_hierarchy(coarse, config.training), problem)
 
 
-def _initial(history: History, problem: Problem, level: int, like: System) -> System:
+def _initial(history: History, problem: Problem, record: LevelRecord, like: System) -> System:
     """The random networks that a run begins with: they follow from its seed."""
-    config, rules = history.config, history.rules(0, level)
+    config, rules = history.config, history.rules(0, record.level)
 
     def finer(knots: tuple[Knots, ...]) -> tuple[Knots, ...]:
         for rule in rules:
             knots = rule.apply(knots)
         return knots
 
-    generator = torch.Generator().manual_seed(config.seed)
+    generator = torch.Generator().manual_seed(network_seed(config.seed, record.start))
     parameter = next(iter(like.parameters()))
     dtype, device = parameter.dtype, parameter.device
     return build_system(problem, config.model, generator, dtype, device, finer, like.past)

@@ -8,7 +8,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TextIO
 
-from kanpinn.api.study_cases import Base, resolve_cases
+from kanpinn.api.study_analyses import analyse, parse_requests
+from kanpinn.api.study_cases import Base, bases_of, resolve_cases
 from kanpinn.api.study_report import write_report
 from kanpinn.api.study_results import (
     CASES,
@@ -44,7 +45,7 @@ def run_study(
 
     Args:
         config: YAML file with ``base`` (a config), ``axes`` or ``cases``, and perhaps ``name``,
-            ``set``, ``budget`` and ``variants``.
+            ``set``, ``budget``, ``analyses`` and ``variants``.
         out: the study's folder, by default ``runs/studies/<name>``, with ``-<variant>`` behind.
         variant: of the study, if not the study itself.
         jobs: processes at a time.
@@ -60,19 +61,26 @@ def run_study(
         raise ConfigError(f"jobs: found {jobs}, allowed: at least 1")
     config, say = Path(config), tell or (lambda text: None)
     design = parse_study(read_yaml(config), str(config), config.stem, variant)
-    base = Base.of(design, config)
-    configs = resolve_cases(design, base, config)
+    bases = bases_of(design, config)
+    configs = resolve_cases(design, bases, config)
+    requests = parse_requests(design, str(config))
     folder = (Path(out) if out is not None else STUDIES / design.folder).absolute()
-    with _open_folder(folder, design, base):
+    with _open_folder(folder, design, bases):
         waiting = [(c, data) for c, data in configs if not is_finished(run_folder(folder, c))]
         done = len(configs) - len(waiting)
         if done:
             say(f"{done} of {len(configs)} cases have a result already")
-        threads = None if base.config().threads else max(1, _processors() // jobs)
+        threads = None if _have_threads(bases) else max(1, _processors() // jobs)
         errors = StudyRunner(jobs, threads, say).run(_jobs(waiting, folder), done)
         study = read_cases(folder, design, errors)
+        analyse(study, requests, say)
         write_report(study)
     return study
+
+
+def _have_threads(bases: Mapping[str, Base]) -> bool:
+    """Whether the configs say how many threads there are."""
+    return bool(bases) and all(base.config().threads for base in bases.values())
 
 
 def _jobs(configs: Sequence[tuple[Case, Mapping[str, Any]]], folder: Path) -> list[Job]:
@@ -85,25 +93,25 @@ def _jobs(configs: Sequence[tuple[Case, Mapping[str, Any]]], folder: Path) -> li
     return jobs
 
 
-def _open_folder(folder: Path, design: Design, base: Base) -> TextIO:
+def _open_folder(folder: Path, design: Design, bases: Mapping[str, Base]) -> TextIO:
     """Create the folder, or find it to be this study's: its design may have grown.
 
     It is locked until the file that comes back is closed.
     """
-    _check_folder(folder, design, base)
+    _check_folder(folder, design, bases)
     with ExitStack() as opened:
         try:
             (folder / CASES).mkdir(parents=True, exist_ok=True)
             file = opened.enter_context((folder / LOCK).open("a"))
             lock(file, folder, "study")
-            write_atomically(folder / DESIGN, dump_yaml(_to_store(folder, design, base)))
+            write_atomically(folder / DESIGN, dump_yaml(_to_store(folder, design, bases)))
         except OSError as error:
             raise RunFolderError(f"{folder}: cannot be written ({error.strerror})") from error
         opened.pop_all()  # all is well: the file stays open
         return file
 
 
-def _check_folder(folder: Path, design: Design, base: Base) -> None:
+def _check_folder(folder: Path, design: Design, bases: Mapping[str, Base]) -> None:
     stored = folder / DESIGN
     if not stored.is_file():
         begun = (LOCK, CASES)  # of a study that was killed before it had its design there
@@ -115,12 +123,15 @@ def _check_folder(folder: Path, design: Design, base: Base) -> None:
             )
         return
     data = read_yaml(stored)
-    changed = differing_keys(data.get("base_config") or {}, to_dict(base.config()), ())
-    if changed:
-        raise RunFolderError(
-            f"{folder}: holds a study of another base config, which differs in "
-            f"{', '.join(changed[:5])}; choose another folder with --out"
-        )
+    stored_bases = {"": data.get("base_config") or {}, **(data.get("base_configs") or {})}
+    for path, base in bases.items():
+        held = stored_bases.get(path)
+        changed = differing_keys(held, to_dict(base.config()), ()) if held is not None else ()
+        if changed:
+            raise RunFolderError(
+                f"{folder}: holds a study of another base config{f' {path}' if path else ''}, "
+                f"which differs in {', '.join(changed[:5])}; choose another folder with --out"
+            )
     if data.get("variant") != design.variant:
         held, asked = (_variant_in_words(v) for v in (data.get("variant"), design.variant))
         raise RunFolderError(
@@ -132,15 +143,20 @@ def _variant_in_words(name: str | None) -> str:
     return "the study itself" if name is None else f"the variant {name!r}"
 
 
-def _to_store(folder: Path, design: Design, base: Base) -> dict[str, Any]:
-    """The design with every default of its base."""
-    resolved = to_dict(base.config())
+def _to_store(folder: Path, design: Design, bases: Mapping[str, Base]) -> dict[str, Any]:
+    """The design with every default of its bases."""
+    resolved = {path: to_dict(base.config()) for path, base in bases.items()}
     data = design.as_dict()
-    inside = not isinstance(design.base, str)
-    data["base"] = resolved if inside else os.path.relpath(os.path.abspath(base.source), folder)
     if design.variant is not None:
         data["variant"] = design.variant
-    return {**data, "base_config": resolved}
+    if "" in resolved:
+        inside = not isinstance(design.base, str)
+        path = os.path.abspath(bases[""].source)
+        data["base"] = resolved[""] if inside else os.path.relpath(path, folder)
+        data["base_config"] = resolved.pop("")
+    if resolved:
+        data["base_configs"] = resolved
+    return data
 
 
 def _processors() -> int:

@@ -27,11 +27,17 @@ class Base:
     folder: Path
 
     @classmethod
-    def of(cls, design: Design, file: Path) -> Base:
-        """The base of a design that stands in a file."""
+    def at(cls, path: Path) -> Base:
+        """The config in a file."""
+        return cls(read_yaml(path), str(path), path.parent)
+
+    @classmethod
+    def of(cls, design: Design, file: Path) -> Base | None:
+        """The base of a design that stands in a file; ``None`` where every case has its own."""
+        if design.base is None:
+            return None
         if isinstance(design.base, str):
-            path = file.parent / design.base
-            return cls(read_yaml(path), str(path), path.parent)
+            return cls.at(file.parent / design.base)
         return cls(design.base, f"{file}: base", file.parent)
 
     def config(self, overrides: list[str] | None = None) -> RunConfig:
@@ -39,14 +45,37 @@ class Base:
         return parse_config(self.data, self.source, self.folder, overrides or ())
 
 
-def resolve_cases(design: Design, base: Base, file: Path) -> list[tuple[Case, dict[str, Any]]]:
+def bases_of(design: Design, file: Path) -> dict[str, Base]:
+    """All base configs by their paths, that of the study as ``""``.
+
+    Raises:
+        ConfigError: naming the file that cannot be used.
+    """
+    own = Base.of(design, file)
+    found = {} if own is None else {"": own}
+    for case in design.cases():
+        if case.base is not None and case.base not in found:
+            if not isinstance(case.base, str):
+                raise ConfigError(
+                    f"{file}: case {case.title}: base: found {case.base!r}; a path is needed"
+                )
+            found[case.base] = Base.at(file.parent / case.base)
+    return found
+
+
+def resolve_cases(
+    design: Design, bases: Mapping[str, Base], file: Path
+) -> list[tuple[Case, dict[str, Any]]]:
     """All cases, each with its resolved config.
 
     Raises:
         ConfigError: naming the case whose config cannot be used.
     """
-    known = to_dict(base.config())
-    return [(case, _resolve(design, case, base, file, known)) for case in design.cases()]
+    known = {name: to_dict(base.config()) for name, base in bases.items()}
+    return [
+        (case, _resolve(design, case, bases[case.base or ""], file, known[case.base or ""]))
+        for case in design.cases()
+    ]
 
 
 def _resolve(

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from kanpinn import __version__
+from kanpinn.analysis import Finding
+from kanpinn.api.study_analyses import findings
 from kanpinn.api.study_results import REPORT, Study, write_numbers
 from kanpinn.errors import RunFolderError
 from kanpinn.io.page import Picture, Section, write_page
@@ -29,9 +31,10 @@ def write_report(study: Study) -> Path:
     try:
         report.mkdir(exist_ok=True)
         write_numbers(study)
-        found = tables(study)
-        write_tables(report, found)
-        write_page(report / "report.html", study.design.folder, sections(study, found))
+        found, analysed = tables(study), findings(study)
+        write_tables(report, {**found, **{name: one.rows for name, one in analysed.items()}})
+        parts = sections(study, found, [_analysis(one) for one in analysed.values()])
+        write_page(report / "report.html", study.design.folder, parts)
     except OSError as error:
         raise RunFolderError(f"{report}: cannot be written ({error.strerror})") from error
     return report
@@ -47,11 +50,14 @@ def tables(study: Study) -> dict[str, Rows]:
     }
 
 
-def sections(study: Study, found: dict[str, Rows]) -> list[Section]:
-    """The parts of the page, in their order; further ones have their place before the last."""
+def sections(
+    study: Study, found: dict[str, Rows], analysed: Sequence[Section] = ()
+) -> list[Section]:
+    """The parts of the page, in their order."""
     return [
         _ends(study, found["final_medians"]),
         *_figures(study, found),
+        *analysed,
         _table("Medians over the seeds, by level", found["medians"], MARKED),
         _table("All cases", found["finals"]),
         _table("All levels", found["levels"]),
@@ -64,6 +70,15 @@ def sections(study: Study, found: dict[str, Rows]) -> list[Section]:
         ),
         _origin(study),
     ]
+
+
+def _analysis(found: Finding) -> Section:
+    """What an analysis has found, with its figures."""
+    from kanpinn.plotting.analysis import draw
+    from kanpinn.plotting.style import to_png
+
+    pictures = [Picture(to_png(figure), found.title) for figure in draw(found)]
+    return Section(found.title, [found.text], pictures, for_people(found.rows))
 
 
 MARKED = "Levels that the optimiser, not the knots, limits in some run are marked."

@@ -35,7 +35,7 @@ from kanpinn.study import (
 
 DESIGN, CASES, REPORT = "study.yaml", "cases", "report"
 # What the stored design has beside that of a study's file.
-STORED_ONLY = ("base_config", "variant")
+STORED_ONLY = ("base_config", "base_configs", "variant")
 
 
 @dataclass(frozen=True)

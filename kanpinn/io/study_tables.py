@@ -16,8 +16,10 @@ LONG = 10_000_000  # whole numbers from here on are counts of work: rounded
 
 
 def write_tables(folder: Path, tables: Mapping[str, Rows]) -> None:
-    """Write every table as CSV with all digits, and as Markdown and LaTeX for people."""
+    """Write every table with rows as CSV with all digits, and as Markdown and LaTeX for people."""
     for name, rows in tables.items():
+        if not rows:
+            continue
         write_atomically(folder / f"{name}.csv", to_csv(rows))
         short = for_people(rows)
         write_atomically(folder / f"{name}.md", to_markdown(short))

@@ -17,6 +17,7 @@ from kanpinn.training import TrainingOptions
 
 LONGEST_NAME = 80  # characters of a case's folder
 WORK = "training.work"
+BASE = "base"  # the key of a case's own base config
 
 Changes = Mapping[str, Any]
 
@@ -77,7 +78,13 @@ class Case:
     @property
     def overrides(self) -> list[str]:
         """The changes as on the command line of ``solve``."""
-        return [f"{key}={json.dumps(value)}" for key, value in self.changes.items()]
+        changed = ((key, value) for key, value in self.changes.items() if key != BASE)
+        return [f"{key}={json.dumps(value)}" for key, value in changed]
+
+    @property
+    def base(self) -> Any:
+        """Path of its own base config, relative to the study's file; ``None`` without one."""
+        return self.changes.get(BASE)
 
     def work_override(self, training: TrainingOptions) -> list[str]:
         """What the budget makes of ``training.work``, as on the command line; empty without one.
@@ -105,19 +112,22 @@ class Design:
     Attributes:
         name: of the study.
         base: path of the base config, relative to the study's file, or the config itself.
+            ``None`` where every case has its own.
         axes: by name, the labels of its values and what each changes. Listed cases are the axis
             ``case``.
         set: changed in every case, on top of what the axes change.
         budget: of work, the same for every case.
         variant: which of the study's variants this is.
+        analyses: what is measured beside, or of the runs, as in the file.
     """
 
     name: str
-    base: str | Mapping[str, Any]
+    base: str | Mapping[str, Any] | None
     axes: Mapping[str, Mapping[str, Changes]] = field(default_factory=dict)
     set: Changes = field(default_factory=dict)
     budget: Budget | None = None
     variant: str | None = None
+    analyses: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def folder(self) -> str:
@@ -125,17 +135,22 @@ class Design:
         return self.name if self.variant is None else f"{self.name}-{self.variant}"
 
     def cases(self) -> list[Case]:
-        """All combinations, the last axis fastest."""
-        return list(self._combinations())
+        """All combinations, the last axis fastest; none where there are analyses alone."""
+        return list(self._combinations()) if self.axes or self.base is not None else []
 
     def as_dict(self) -> dict[str, Any]:
         """As in a study's file: what is read back is the same design, but for its variant."""
-        data: dict[str, Any] = {"name": self.name, "base": self.base}
-        data["axes"] = {axis: dict(values) for axis, values in self.axes.items()}
+        data: dict[str, Any] = {"name": self.name}
+        if self.base is not None:
+            data["base"] = self.base
+        if self.axes:
+            data["axes"] = {axis: dict(values) for axis, values in self.axes.items()}
         if self.set:
             data["set"] = dict(self.set)
         if self.budget is not None:
             data["budget"] = asdict(self.budget)
+        if self.analyses:
+            data["analyses"] = [dict(entry) for entry in self.analyses]
         return data
 
     def _combinations(self) -> Iterator[Case]:

@@ -14,13 +14,14 @@ from pydantic.types import StringConstraints
 
 from kanpinn.errors import ConfigError, suggestion
 from kanpinn.study.columns import CASE, is_column
-from kanpinn.study.design import Budget, Changes, Design
+from kanpinn.study.design import BASE, Budget, Changes, Design
 
 MOST_CASES = 10_000
 NAME = r"^\w[\w.+-]*$"
 
 Values = Mapping[str, Any] | tuple[Any, ...]
 Axes = Mapping[str, Mapping[str, Changes]]
+Analyses = tuple[Mapping[str, Any], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,13 +36,18 @@ class VariantOptions:
         Mapping[str, Any], "dotted keys changed in every case, on top of everything else"
     ] = field(default_factory=dict)
     budget: Annotated[Budget | None, "work of every case"] = None
+    analyses: Annotated[Analyses | None, "analyses instead of the study's"] = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudyOptions:
-    """A study: a base config, what its cases change in it, and the work each may take."""
+    """A study: a base config, what its cases change in it, and what is made of their runs."""
 
-    base: Annotated[str | Mapping[str, Any], "path of a config, relative to this file, or a config"]
+    base: Annotated[
+        str | Mapping[str, Any] | None,
+        "path of a config, relative to this file, or a config; not needed where every case has a "
+        "base of its own, under the key base, or there are analyses alone",
+    ] = None
     name: Annotated[
         Annotated[str, StringConstraints(pattern=NAME, max_length=100)] | None,
         "of the study, of its folder too; by default that of its file",
@@ -57,6 +63,9 @@ class StudyOptions:
         default_factory=dict
     )
     budget: Annotated[Budget | None, "the same work for every case"] = None
+    analyses: Annotated[
+        Analyses, "what is measured beside, or of the runs: a name, options, and which cases"
+    ] = ()
     variants: Annotated[Mapping[str, VariantOptions], "by name, what they have instead"] = field(
         default_factory=dict
     )
@@ -84,18 +93,22 @@ def make_design(
                 f"{source}: variants: found {name!r}; a letter, then letters, digits and .+-_"
             )
         _varied(axes, options.variants[name], f"{source}: variants.{name}")  # all are checked
-    own, budget = dict(options.set), options.budget
+    own, budget, analyses = dict(options.set), options.budget, options.analyses
     if variant is not None:
         chosen = _chosen(options.variants, variant, source)
         axes = _varied(axes, chosen, f"{source}: variants.{variant}")
         own, budget = {**own, **chosen.set}, chosen.budget or budget
+        analyses = analyses if chosen.analyses is None else chosen.analyses
     _check_distinct(axes, source)
     _check_set(axes, own, source)
     count = math.prod(len(values) for values in axes.values())
     if count > MOST_CASES:
         raise ConfigError(f"{source}: axes: {count} cases; at most {MOST_CASES} are allowed")
     name = options.name or re.sub(r"\W+", "_", default_name)
-    return Design(name, options.base, axes, own, budget, variant)
+    design = Design(name, options.base, axes, own, budget, variant, analyses)
+    if options.base is None and any(BASE not in case.changes for case in design.cases()):
+        raise ConfigError(f"{source}: base: is missing; a config, or its path, is needed")
+    return design
 
 
 def label(value: Any) -> str:
@@ -105,9 +118,10 @@ def label(value: Any) -> str:
 
 def _axes(options: StudyOptions, source: str) -> Axes:
     """Labels and changes by axis; listed cases come first."""
-    if not options.axes and not options.cases:
+    if not options.axes and not options.cases and not options.analyses:
         raise ConfigError(
-            f"{source}: axes: this study has no cases: axes (a mapping), cases, or both are needed"
+            f"{source}: axes: this study has no cases: axes (a mapping), cases, or "
+            "analyses are needed"
         )
     axes: dict[str, Mapping[str, Changes]] = {}
     if options.cases:

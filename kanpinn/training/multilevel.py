@@ -279,8 +279,10 @@ class MultilevelRun:
                 n_params=system.n_parameters,
                 n_points=sum(data.n_points for data in context.data),
                 window=self.number,
+                start=self.options.start,
             )
             if previous is not None:
+                record.start = state.current.record.start
                 context.compare(previous, record)
                 state.phase = self.options.training.first_stage(state.current.record.smoothing)
             state.weights = Weights()

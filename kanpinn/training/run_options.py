@@ -27,6 +27,9 @@ class RunOptions:
     @property
     def network_seed(self) -> int:
         """Seed of the initial networks."""
-        if not self.start:
-            return self.seed
-        return int(stream(self.seed, "start", self.start).generate_state(1)[0])
+        return network_seed(self.seed, self.start)
+
+
+def network_seed(seed: int, start: int) -> int:
+    """Seed of one of a run's random initial networks; the first has the run's own."""
+    return int(stream(seed, "start", start).generate_state(1)[0]) if start else seed

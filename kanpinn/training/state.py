@@ -53,7 +53,8 @@ class LevelRecord:
     doubled, on this level and those before. The two errors that follow are parts of the training
     residual (:class:`~kanpinn.training.control.ErrorSplit`), known with ``refine: auto``;
     ``estimated_error`` is described at :class:`~kanpinn.training.evaluation.RefinementChange`.
-    ``conditions`` are the :class:`~kanpinn.optimisers.Condition` met, with spaces between.
+    ``start`` tells which of the seed's random initial networks it comes from. ``conditions`` are
+    the :class:`~kanpinn.optimisers.Condition` met, with spaces between.
     """
 
     level: int
@@ -80,6 +81,7 @@ class LevelRecord:
     stop_reason: str | None = None
     smoothing: float | None = None
     window: int = 0
+    start: int = 0
     conditions: str = ""
 
     @property
