@@ -6,13 +6,18 @@ import json
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 import kanpinn
 from kanpinn import api
+from kanpinn.analysis import Finding, parse
+from kanpinn.analysis.catalogue import columns_of
 from kanpinn.api.study_analyses import findings, parse_requests
 from kanpinn.api.study_cases import bases_of, resolve_cases
+from kanpinn.cli import main
 from kanpinn.config import parse_study, read_yaml
 from kanpinn.errors import ConfigError, RunFolderError
+from kanpinn.study.columns import COLUMNS
 
 SHIPPED = sorted((Path(__file__).parent.parent / "configs" / "studies").glob("*.yaml"))
 BASE = """
@@ -39,12 +44,21 @@ def written(folder: Path, study: str = STUDY) -> Path:
     return folder / "study.yaml"
 
 
+def found_in(study: kanpinn.Study) -> dict[str, Finding]:
+    """Findings; none of the analyses has failed."""
+    found = {}
+    for name, one in findings(study).items():
+        assert not isinstance(one, str), one
+        found[name] = one
+    return found
+
+
 def test_analyses_are_done_once_and_reported(tmp_path: Path) -> None:
     told: list[str] = []
     config, out = written(tmp_path), tmp_path / "out"
     study = kanpinn.run_study(config, out, tell=told.append)
     assert sum("analysis" in text and "done in" in text for text in told) == 3
-    found = findings(study)
+    found = found_in(study)
     assert list(found) == ["residual_spectrum", "residual_spectrum_2", "basis_spectrum"]
     orders = [{row["model.order"] for row in found[name].rows} for name in list(found)[:2]]
     assert orders == [{"5"}, {"4", "5"}]
@@ -69,7 +83,7 @@ def test_analyses_are_done_once_and_reported(tmp_path: Path) -> None:
 def test_analyses_alone(tmp_path: Path) -> None:
     alone = "analyses: [{name: preconditioned_descent, n: 8, iterations: 10}]\n"
     study = kanpinn.run_study(written(tmp_path, alone), tmp_path / "out")
-    assert not study.cases and list(findings(study)) == ["preconditioned_descent"]
+    assert not study.cases and list(found_in(study)) == ["preconditioned_descent"]
     assert not (tmp_path / "out" / "report" / "finals.csv").exists()
 
 
@@ -80,6 +94,7 @@ def test_analyses_alone(tmp_path: Path) -> None:
         ("[{name: basis_spectrum, n: 3}]", "analyses.0.n: found 3"),
         ("[{name: residual_spectrum, select: 3}]", "analyses.0.select: found 3; labels by axis"),
         ("[{name: residual_spectrum, select: {order: 4}}]", "analyses.0.select: no axis 'order'"),
+        ("[{name: residual_spectrum, select: {self: 1}}]", "analyses.0.select: no axis 'self'"),
         (
             "[{name: residual_spectrum, select: {model.order: 6}}]",
             "analyses.0.select: axis model.order: no label '6'",
@@ -92,6 +107,53 @@ def test_analyses_that_cannot_be_used(tmp_path: Path, analyses: str, message: st
         kanpinn.run_study(written(tmp_path, text), tmp_path / "out")
     assert message in str(raised.value)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["training_spectra", "residual_spectrum", "prolongation_change"])
+def test_axes_cannot_be_called_like_columns_of_an_analysis(tmp_path: Path, name: str) -> None:
+    text = "base: base.yaml\naxes: {COLUMN: {a: {model.order: 4}}}\nanalyses: [{name: NAME}]\n"
+    text = text.replace("NAME", name)
+    clashing = sorted(columns_of(parse([{"name": name}])[0]) - COLUMNS)[0]
+    with pytest.raises(ConfigError, match=f"the axis {clashing} is a column of {name}"):
+        kanpinn.run_study(written(tmp_path, text.replace("COLUMN", clashing)), tmp_path / "out")
+    config = written(tmp_path, text.replace("COLUMN", "network"))
+    found = found_in(kanpinn.run_study(config, tmp_path / "fine"))[name]
+    columns = {column for row in (*found.rows, *found.curves) for column in row}
+    assert columns - {"network"} <= columns_of(parse([{"name": name}])[0])
+
+
+def test_an_analysis_that_fails_is_told_of_and_leaves_nothing_old(tmp_path: Path) -> None:
+    text = "base: base.yaml\nanalyses: [{name: residual_spectrum, of: error}]\n"
+    config = written(tmp_path, text)
+    arguments = ["study", str(config), "--out", str(tmp_path / "out"), "-q"]
+    assert CliRunner().invoke(main, arguments).exit_code == 0
+    (tmp_path / "out" / "analyses" / "residual_spectrum.json").unlink()
+    stored = next((tmp_path / "out" / "cases").glob("*/checkpoint.h5"))
+    stored.write_bytes(b"nothing")
+    failed = CliRunner().invoke(main, arguments)
+    assert failed.exit_code == 1 and "is not a kanpinn checkpoint" in failed.stderr
+    page = (tmp_path / "out" / "report" / "report.html").read_text()
+    assert "Analysis residual_spectrum" in page and "Spectrum of what is left" not in page
+
+
+def test_runs_that_diverged_are_not_analysed(tmp_path: Path) -> None:
+    phases = "[{optimiser: adam, learning_rate: LR, steps: 3}]"
+    axes = "".join(
+        f"    {name}: {{training.phases: {phases.replace('LR', rate)}}}\n"
+        for name, rate in (("fine", "1e-3"), ("wild", "1e300"))
+    )
+    text = f"base: base.yaml\naxes:\n  rate:\n{axes}analyses: [{{name: training_spectra}}]\n"
+    study = kanpinn.run_study(written(tmp_path, text), tmp_path / "out")
+    statuses = [case.summary["status"] for case in study.cases if case.summary]
+    assert statuses == ["completed", "diverged"]
+    assert {row["rate"] for row in found_in(study)["training_spectra"].rows} == {"fine"}
+
+
+def test_threads_of_a_case_are_its_own(tmp_path: Path) -> None:
+    text = "base: base.yaml\naxes: {threads: [1, 3, null]}\n"
+    study = kanpinn.run_study(written(tmp_path, text), tmp_path / "out", jobs=1)
+    found = [read_yaml(case.folder / "config.yaml")["threads"] for case in study.cases]
+    assert found[:2] == [1, 3] and found[2] >= 1
 
 
 def test_analyses_of_runs_need_runs(tmp_path: Path) -> None:
@@ -112,6 +174,13 @@ def test_cases_with_a_base_of_their_own(tmp_path: Path) -> None:
         kanpinn.run_study(config, out)
 
 
+def test_models_that_do_not_fit_are_refused_before_any_case_runs(tmp_path: Path) -> None:
+    text = "base: base.yaml\naxes: {model.widths: [[1, 2, 1], [2, 2, 1]], seed: [1, 2]}\n"
+    with pytest.raises(ConfigError, match=r"case model.widths=\[2, 2, 1\], seed=2: model.widths"):
+        kanpinn.run_study(written(tmp_path, text), tmp_path / "out")
+    assert not list((tmp_path / "out" / "cases").glob("*/metrics.jsonl"))
+
+
 def test_a_base_is_needed(tmp_path: Path) -> None:
     text = "axes: {config: {one: {base: base.yaml}, two: {seed: 1}}}\n"
     with pytest.raises(ConfigError, match="base: is missing"):
@@ -124,5 +193,11 @@ def test_shipped_studies_can_be_run(path: Path) -> None:
     assert "quick" in data["variants"]
     for variant in (None, *data["variants"]):
         design = parse_study(data, str(path), path.stem, variant)
-        resolve_cases(design, bases_of(design, path), path)
+        cases = resolve_cases(design, bases_of(design, path), path)
         parse_requests(design, str(path))
+        configs = [json.dumps(data, sort_keys=True) for _, data in cases]
+        assert len(set(configs)) == len(configs)
+        if variant:
+            alike = {case.title.partition("seed=")[0]: data for case, data in cases}
+            for data in alike.values():
+                api.prepare({**data, "name": "case"})

@@ -55,6 +55,11 @@ def parse(data: Sequence[Any], source: str = "config") -> tuple[Analysis, ...]:
     return tuple(found)
 
 
+def columns_of(options: Analysis) -> frozenset[str]:
+    """Columns of an analysis of runs, which no label of a case can be called like."""
+    return options.columns if isinstance(options, OfRuns) else frozenset()
+
+
 def run(
     options: Analysis,
     cases: Sequence[Case] = (),

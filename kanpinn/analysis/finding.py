@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from kanpinn.errors import ConfigError
 from kanpinn.solution import Solution
 
 Row = Mapping[str, Any]
@@ -32,6 +33,18 @@ class Finding:
     text: str
     rows: list[dict[str, Any]]
     curves: tuple[Row, ...] = ()
+
+
+def labelled(labels: Mapping[str, str], row: Row) -> dict[str, Any]:
+    """A line of a case: its labels, then what was found.
+
+    Raises:
+        ConfigError: if a label is called like a column.
+    """
+    for name in labels:
+        if name in row:
+            raise ConfigError(f"axis {name!r}: is a column of the analysis; choose another name")
+    return {**labels, **row}
 
 
 def exponent(x: Sequence[float], y: Sequence[float]) -> float:

@@ -11,22 +11,22 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from annotated_types import Ge, Le
 from torch import Tensor
 
-from kanpinn.analysis.finding import Case, Finding
+from kanpinn.analysis.finding import Case, Finding, labelled
 from kanpinn.analysis.stages import Stage, run_stages
-from kanpinn.api.recall import problem_of
 from kanpinn.jets import JetSpec
 from kanpinn.models import FieldNetwork, KnotLayer, KnotNetwork
 from kanpinn.models.layer import apply_elementwise
 from kanpinn.problem import Problem
 from kanpinn.residuals import System
 from kanpinn.sampling import sample, stream
+from kanpinn.solution.origin import problem_of
 from kanpinn.splines import Knots
 from kanpinn.training import predict
 from kanpinn.training.hierarchy import knot_networks, on_knots, with_parts
@@ -40,6 +40,11 @@ Transfer = Callable[[System, FineKnots, Tensor], System]
 @dataclass(frozen=True, kw_only=True)
 class ProlongationChange:
     """Largest change of the fields at every refinement, by exact and by fitted transfers."""
+
+    columns: ClassVar[frozenset[str]] = frozenset(  # no axis can be called like one
+        {"window", "level", "intervals", "transfer", "change"}
+        | {"relative", "seconds", "recorded", "loss_before", "loss_after"}
+    )
 
     name: Annotated[Literal["prolongation_change"], "what refinements change"] = (
         "prolongation_change"
@@ -71,7 +76,7 @@ def prolongation_change(
         used = PROJECTION if transfer == "least_squares" else PROLONGATION
         for stage in run_stages(solution, own):
             if stage.before is not None:
-                rows += [{**labels, **row} for row in _changes(stage, options, used)]
+                rows += [labelled(labels, row) for row in _changes(stage, options, used)]
     text = (
         f"Largest change of the fields at {options.points} random points, at every refinement: by "
         "exact prolongation, by projection of every univariate function, and by least squares at "

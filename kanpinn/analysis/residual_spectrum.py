@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 from scipy.fft import dctn
 from torch import Tensor
 
-from kanpinn.analysis.finding import Case, Finding
+from kanpinn.analysis.finding import Case, Finding, labelled
 from kanpinn.analysis.stages import Moment, Stage, run_stages
-from kanpinn.api.recall import problem_of
 from kanpinn.errors import ConfigError
 from kanpinn.geometry import Box
 from kanpinn.problem import Problem
 from kanpinn.residuals import ResidualBlock, System
+from kanpinn.solution.origin import problem_of
 from kanpinn.training import predict
 from kanpinn.training.block_data import BlockData, residual_rows
 from kanpinn.training.evaluation import reference_values
@@ -35,6 +35,11 @@ Of = Literal["auto", "residual", "error"]
 @dataclass(frozen=True, kw_only=True)
 class ResidualSpectrum:
     """Spectrum of the residual, or of the error, at the start and the end of every level."""
+
+    columns: ClassVar[frozenset[str]] = frozenset(  # no axis can be called like one
+        {"window", "level", "intervals", "moment", "of", "rms"}
+        | {"frequency", "beyond_knots", "amplitude"}
+    )
 
     name: Annotated[Literal["residual_spectrum"], "Fourier spectra of residuals along a run"] = (
         "residual_spectrum"
@@ -84,9 +89,10 @@ def residual_spectrum(
                 continue
             values = grid_values(stage, of, options.points)
             amplitudes = spectrum(values)
-            columns = {**labels, **stage.columns, "of": of}
-            rows.append({**columns, **_summary(amplitudes, stage)})
-            curves += [{**columns, **point} for point in _points(amplitudes[: len(values)])]
+            columns = {**stage.columns, "of": of}
+            rows.append(labelled(labels, {**columns, **_summary(amplitudes, stage)}))
+            points = _points(amplitudes[: len(values)])
+            curves += [labelled(labels, {**columns, **point}) for point in points]
     text = (
         f"Cosine transform (even continuation, no window) of the {' or the '.join(quantities)} on "
         f"a regular grid of about {options.points} points over the domain, binned by |k|, k in "

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -18,15 +18,15 @@ from annotated_types import Ge, Le, MinLen
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kanpinn.analysis.finding import Case, Finding, named
+from kanpinn.analysis.finding import Case, Finding, labelled, named
 from kanpinn.analysis.stages import Moment, Stage, run_stages
-from kanpinn.api.recall import problem_of
 from kanpinn.errors import ConditioningError
 from kanpinn.geometry import Points
 from kanpinn.models import KnotLayer
 from kanpinn.problem import Problem
 from kanpinn.residuals import ResidualBlock, Site, System
 from kanpinn.sampling import sample, stream
+from kanpinn.solution.origin import problem_of
 from kanpinn.splines import inverse_change_of_basis
 from kanpinn.training.block_data import BlockData
 from kanpinn.training.hierarchy import knot_networks
@@ -46,6 +46,12 @@ SPLINE, POWER_RELU, WEIGHTS = "spline", "power-relu", "weights"
 @dataclass(frozen=True, kw_only=True)
 class TrainingSpectra:
     """Gauss-Newton and tangent-kernel spectra of a run, level by level, in both bases."""
+
+    columns: ClassVar[frozenset[str]] = frozenset(  # no axis can be called like one
+        {"window", "level", "moment", "of", "basis"}
+        | {"rows", "parameters", "rank", "condition", "largest", "smallest"}
+        | {"trace", "effective_rank", "share", "index", "value"}
+    )
 
     name: Annotated[Literal["training_spectra"], "spectra of Jacobians along a run"] = (
         "training_spectra"
@@ -97,9 +103,9 @@ def training_spectra(
                 left_out.append(f"{named(labels)}, {stage.record.label}")
                 continue
             for what, values, rank, count in found:
-                columns = {**labels, **stage.columns, **what}
-                rows.append({**columns, **summary(values, rank, count)})
-                curves += [{**columns, **point} for point in _thinned(values)]
+                columns = {**stage.columns, **what}
+                rows.append(labelled(labels, {**columns, **summary(values, rank, count)}))
+                curves += [labelled(labels, {**columns, **point}) for point in _thinned(values)]
     text = (
         f"Eigenvalues of J J^T (the tangent kernel; those of the Gauss-Newton matrix J^T J but for "
         f"zeros) on {options.points} points of the equation, the same for all levels and cases, "

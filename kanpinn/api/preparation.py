@@ -27,12 +27,12 @@ from kanpinn.kernels import kernels_unused
 from kanpinn.problem import Problem, build_system
 from kanpinn.registry import GROUP, build_problem, problem_source
 from kanpinn.sampling import sample_graded, stream
+from kanpinn.solution.origin import AnyProblem
 from kanpinn.training import MultilevelRun
 from kanpinn.training.block_data import BlockData, residual_rows
 from kanpinn.training.evaluation import held_out_equations, reference_values
 
 AnyConfig = str | Path | Mapping[str, Any] | RunConfig
-AnyProblem = Problem | type[Problem]
 
 TRIAL_POINTS = 8  # that every block is tried on before a run begins
 REFERENCE_POINTS = 200  # that the reference is tried on, spread over the evaluation points

@@ -14,7 +14,7 @@ import torch
 
 from kanpinn.api.continuation import find_run, recall, restored
 from kanpinn.api.planning import phase_plans, plan
-from kanpinn.api.preparation import AnyConfig, AnyProblem, Prepared, prepare
+from kanpinn.api.preparation import AnyConfig, Prepared, prepare
 from kanpinn.api.result import SolveResult, overfitting, status_of, summarise
 from kanpinn.checkpoint import write_checkpoint
 from kanpinn.config import differing_keys, dump_yaml, to_dict
@@ -25,6 +25,7 @@ from kanpinn.io.run_folder import RunFolder, RunObserver, RunWriter, Status, new
 from kanpinn.kernels import kernels
 from kanpinn.provenance import describe_problem, gather
 from kanpinn.solution import Solution
+from kanpinn.solution.origin import AnyProblem
 from kanpinn.training import RunState
 
 RUNS = Path("runs")

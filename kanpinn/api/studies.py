@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from kanpinn.api.study_analyses import analyse, parse_requests
-from kanpinn.api.study_cases import Base, bases_of, resolve_cases
+from kanpinn.api.study_cases import Base, bases_of, check_cases, resolve_cases
 from kanpinn.api.study_report import write_report
 from kanpinn.api.study_results import (
     CASES,
@@ -67,28 +67,29 @@ def run_study(
     folder = (Path(out) if out is not None else STUDIES / design.folder).absolute()
     with _open_folder(folder, design, bases):
         waiting = [(c, data) for c, data in configs if not is_finished(run_folder(folder, c))]
+        check_cases(waiting, config)
         done = len(configs) - len(waiting)
         if done:
             say(f"{done} of {len(configs)} cases have a result already")
-        threads = None if _have_threads(bases) else max(1, _processors() // jobs)
-        errors = StudyRunner(jobs, threads, say).run(_jobs(waiting, folder), done)
+        threads = max(1, _processors() // jobs)
+        errors = StudyRunner(jobs, say).run(_jobs(waiting, folder, threads), done)
         study = read_cases(folder, design, errors)
         analyse(study, requests, say)
         write_report(study)
     return study
 
 
-def _have_threads(bases: Mapping[str, Base]) -> bool:
-    """Whether the configs say how many threads there are."""
-    return bool(bases) and all(base.config().threads for base in bases.values())
+def _jobs(
+    configs: Sequence[tuple[Case, Mapping[str, Any]]], folder: Path, threads: int
+) -> list[Job]:
+    """What is to be run, each with its config in a file: the base may be edited meanwhile.
 
-
-def _jobs(configs: Sequence[tuple[Case, Mapping[str, Any]]], folder: Path) -> list[Job]:
-    """What is to be run, each with its config in a file: the base may be edited meanwhile."""
+    Where a config does not say how many threads it has, it has ``threads``.
+    """
     jobs = []
     for case, data in configs:
         path = folder / CASES / f"{case.folder}.yaml"
-        write_atomically(path, dump_yaml(data))
+        write_atomically(path, dump_yaml({**data, "threads": data["threads"] or threads}))
         jobs.append(Job(case, path, run_folder(folder, case)))
     return jobs
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kanpinn.api.preparation import prepare
 from kanpinn.config import RunConfig, parse_config, read_yaml, to_dict
-from kanpinn.errors import ConfigError, suggestion
-from kanpinn.study import Case, Design
+from kanpinn.errors import ConfigError, ProblemError, suggestion
+from kanpinn.study import SEED, Case, Design
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,27 @@ def resolve_cases(
         (case, _resolve(design, case, bases[case.base or ""], file, known[case.base or ""]))
         for case in design.cases()
     ]
+
+
+def check_cases(configs: Sequence[tuple[Case, dict[str, Any]]], file: Path) -> None:
+    """Put problems, models and training together, once for all seeds; what cannot be is refused.
+
+    What the user's code does wrong is left to the runs: it concerns its own case alone.
+
+    Raises:
+        ConfigError: naming the case.
+    """
+    alike = {
+        tuple(pair for pair in case.labels.items() if pair[0] != SEED): (case, data)
+        for case, data in configs
+    }
+    for case, data in alike.values():
+        with suppress(ProblemError):
+            try:
+                prepare({**data, "name": "case"})
+            except ConfigError as error:
+                words = str(error).removeprefix("config: ")
+                raise ConfigError(f"{file}: case {case.title}: {words}") from error
 
 
 def _resolve(

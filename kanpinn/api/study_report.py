@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kanpinn import __version__
-from kanpinn.analysis import Finding
 from kanpinn.api.study_analyses import findings
 from kanpinn.api.study_results import REPORT, Study, write_numbers
 from kanpinn.errors import RunFolderError
@@ -15,6 +14,9 @@ from kanpinn.io.page import Picture, Section, write_page
 from kanpinn.io.study_tables import for_people, write_tables
 from kanpinn.solution import history_columns
 from kanpinn.study import too_few_levels
+
+if TYPE_CHECKING:
+    from kanpinn.analysis import Finding
 
 Rows = list[dict[str, Any]]
 
@@ -32,8 +34,9 @@ def write_report(study: Study) -> Path:
         report.mkdir(exist_ok=True)
         write_numbers(study)
         found, analysed = tables(study), findings(study)
-        write_tables(report, {**found, **{name: one.rows for name, one in analysed.items()}})
-        parts = sections(study, found, [_analysis(one) for one in analysed.values()])
+        rows = {name: one.rows for name, one in analysed.items() if not isinstance(one, str)}
+        write_tables(report, {**found, **rows})
+        parts = sections(study, found, [_analysis(*pair) for pair in analysed.items()])
         write_page(report / "report.html", study.design.folder, parts)
     except OSError as error:
         raise RunFolderError(f"{report}: cannot be written ({error.strerror})") from error
@@ -72,8 +75,10 @@ def sections(
     ]
 
 
-def _analysis(found: Finding) -> Section:
-    """What an analysis has found, with its figures."""
+def _analysis(name: str, found: Finding | str) -> Section:
+    """What an analysis has found, with its figures, or why it has not."""
+    if isinstance(found, str):
+        return Section(f"Analysis {name}", [found])
     from kanpinn.plotting.analysis import draw
     from kanpinn.plotting.style import to_png
 

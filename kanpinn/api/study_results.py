@@ -114,7 +114,7 @@ class Study:
         """The finals over the axis ``seed``: medians, quartiles, means, standard deviations."""
         return final_medians(self.finals(), self.design.axes)
 
-    def select(self, **labels: Any) -> Study:
+    def select(self, /, **labels: Any) -> Study:
         """The study of some of its cases: those with a label, or one of a list of labels, per axis.
 
         Axes whose names have dots are given as ``select(**{"model.order": 5})``.

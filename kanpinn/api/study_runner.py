@@ -55,12 +55,11 @@ class StudyRunner:
 
     Args:
         at_once: processes at a time.
-        threads: of each; ``None`` leaves it to the configs.
         tell: hears of every case that ends.
     """
 
-    def __init__(self, at_once: int, threads: int | None, tell: Tell) -> None:
-        self.at_once, self.threads, self.tell = at_once, threads, tell
+    def __init__(self, at_once: int, tell: Tell) -> None:
+        self.at_once, self.tell = at_once, tell
         self.errors: dict[str, str] = {}  # by folder of the case
         self._running: list[_Process] = []
         self._progress = Progress(0, 0)
@@ -101,7 +100,6 @@ class StudyRunner:
         if run.holds_run and run.status is None and not run.checkpoint.exists():
             shutil.rmtree(run.path)  # killed before anything was trained: its files may be cut off
         command = [sys.executable, "-m", "kanpinn", "solve", str(job.config)]
-        command += [] if self.threads is None else [f"threads={self.threads}"]
         command += ["--out", str(run.path), "-q"]
         if run.holds_run:
             command.append("--resume")

@@ -79,6 +79,7 @@ def report(path: Path, as_json: bool) -> int:
 
 def _show(found: Study, as_json: bool) -> int:
     """How the cases ended, and the levels, over the seeds, on stdout."""
+    from kanpinn import api
     from kanpinn.io.run_folder import to_json
     from kanpinn.study import too_few_levels
 
@@ -92,11 +93,14 @@ def _show(found: Study, as_json: bool) -> int:
         note = too_few_levels(found.rows())
         if note:
             click.echo(note)
+    failed = api.failures(found)
     for missing in found.missing:
         say(f"no result: {missing.case.title}: {missing.error or 'not run'}")
+    for name, why in failed.items():
+        say(f"analysis {name}: {why}")
     if not as_json:
         click.echo(f"report: {short_path(found.folder / 'report' / 'report.html')}")
-    return EXIT_FAILURE if found.missing else EXIT_OK
+    return EXIT_FAILURE if found.missing or failed else EXIT_OK
 
 
 def _print(found: Study, rows: list[dict[str, Any]], columns: tuple[str, ...]) -> None:

@@ -207,14 +207,13 @@ def _check_distinct(axes: Axes, source: str) -> None:
 
 
 def _check_set(axes: Axes, own: Changes, source: str) -> None:
-    """Refuse to set for every case all that an axis varies."""
+    """Refuse to set for every case what an axis varies: the cases would not be what they say."""
     for axis, values in axes.items():
-        keys = _keys(values)
-        hidden = [s for s in own for key in keys if key == s or key.startswith(f"{s}.")]
-        if hidden and len(hidden) >= len(keys):
-            raise ConfigError(
-                f"{source}: set.{hidden[0]}: contradicts the axis {axis}, which varies it"
-            )
+        for key in own:
+            if any(k == key or k.startswith(f"{key}.") for k in _keys(values)):
+                raise ConfigError(
+                    f"{source}: set.{key}: contradicts the axis {axis}, which varies it"
+                )
 
 
 def _keys(values: Mapping[str, Changes]) -> set[str]:
