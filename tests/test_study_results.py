@@ -24,6 +24,7 @@ from kanpinn.study import (
     level_rows,
     medians,
     observed_order,
+    order_of_changes,
 )
 from kanpinn.study.limits import limited_by_optimiser
 
@@ -118,6 +119,47 @@ def test_richardson_on_a_sequence_with_a_known_limit(p: float, ratio: float) -> 
         assert found is not None
         assert found.error == pytest.approx(float(np.linalg.norm(sequence[k] - u)), rel=1e-9)
         assert found.gci == pytest.approx(1.25 * found.error)
+
+
+@pytest.mark.parametrize("p", [-0.7, 0.0, 0.4, 2.0, 5.5])
+@pytest.mark.parametrize("intervals", [(4, 8, 32), (4, 16, 32), (3, 10, 11, 60), (2, 4, 8, 16)])
+def test_orders_of_exact_errors_on_any_widths(intervals: tuple[int, ...], p: float) -> None:
+    """``e = 3 h^p`` (``3 log h`` in the limit ``p = 0``): order, estimate and index are exact."""
+    h = [1 / n for n in intervals]
+    e = [3 * step**p if p else 3 * math.log(step) for step in h]
+    steps = [None, *(abs(b - a) for a, b in pairwise(e))]
+    found = summary(*(record(k, n_intervals=[n], change=steps[k]) for k, n in enumerate(intervals)))
+    rows = level_rows(CASE, found)
+    for row, error in zip(rows[2:], e[2:], strict=True):
+        assert row.order_change == pytest.approx(p, rel=1e-9, abs=1e-9)
+        if p > 0:
+            assert row.error_estimate == pytest.approx(error, rel=1e-8)
+            assert row.gci == pytest.approx(1.25 * error, rel=1e-8)
+    assert final_row(CASE, found, rows)["fitted_order_change"] == pytest.approx(p, abs=1e-9)
+
+
+def test_an_order_of_changes_is_a_least_squares_slope_on_equal_ratios() -> None:
+    h, c = 0.5 ** np.arange(5), np.array([0.3, 0.02, 0.003, 0.0001])
+    fit = order_of_changes([None, *c.tolist()], h.tolist())
+    assert fit is not None and fit.levels == 4
+    assert fit.order == pytest.approx(np.polyfit(np.log(h[1:]), np.log(c), 1)[0], rel=1e-12)
+    gap = order_of_changes([None, 3.0, None, 3.0 * 2**-4], [1, 0.5, 0.25, 0.125])
+    assert gap is not None and gap.levels == 2 and gap.order == pytest.approx(2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "widths"),
+    [
+        ([None, 1e-1, 1e-2], [0.5, 0.5, 0.25]),
+        ([None, 1e-1, 1e-2], [0.5, 0.25, 0.5]),
+        ([None, 1e-1, 1e-2], [0.5, None, 0.25]),
+        ([None, 1e-1, 0.0], [0.5, 0.25, 0.1]),
+        ([None, 1e-1], [0.5, 0.25]),
+        ([], []),
+    ],
+)
+def test_changes_without_an_order(changes: list[float | None], widths: list[float | None]) -> None:
+    assert order_of_changes(changes, widths) is None
 
 
 def test_estimates_begin_with_the_third_level_and_need_a_positive_order() -> None:

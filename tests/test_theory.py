@@ -20,11 +20,11 @@ from torch import Tensor
 
 import kanpinn
 from kanpinn.analysis.basis_spectrum import condition_of
-from kanpinn.analysis.finding import exponent
 from kanpinn.models import KAN, KANOptions, KnotNetwork, MultichannelOptions
 from kanpinn.models.knot_layers import SplineLayer
 from kanpinn.models.options import build_network
 from kanpinn.splines import Knots
+from kanpinn.study.orders import exponent
 
 COUNTS = (16, 32, 64)
 WAVE = 3.0  # of the function fitted, sin(3 x + 1)

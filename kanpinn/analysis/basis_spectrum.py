@@ -16,7 +16,8 @@ from annotated_types import Ge, Le, MinLen
 from numpy.typing import NDArray
 from scipy.linalg import toeplitz
 
-from kanpinn.analysis.finding import Finding, exponent
+from kanpinn.analysis.finding import Finding
+from kanpinn.study.orders import exponent
 
 Floats = NDArray[np.float64]
 Order = Annotated[int, Ge(1), Le(8)]

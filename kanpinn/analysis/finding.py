@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
 
 from kanpinn.errors import ConfigError
 from kanpinn.solution import Solution
@@ -45,11 +43,6 @@ def labelled(labels: Mapping[str, str], row: Row) -> dict[str, Any]:
         if name in row:
             raise ConfigError(f"axis {name!r}: is a column of the analysis; choose another name")
     return {**labels, **row}
-
-
-def exponent(x: Sequence[float], y: Sequence[float]) -> float:
-    """``p`` of the least-squares fit ``y = c x^p`` in logarithms, both positive."""
-    return float(np.polyfit(np.log(np.asarray(x, float)), np.log(np.asarray(y, float)), 1)[0])
 
 
 def named(labels: Mapping[str, str]) -> str:

@@ -10,6 +10,7 @@ from kanpinn.study.orders import (
     extrapolate,
     fitted_order,
     observed_order,
+    order_of_changes,
 )
 from kanpinn.study.results import LevelRow, final_row, finals_of, level_rows, too_few_levels
 
@@ -36,5 +37,6 @@ __all__ = [
     "make_design",
     "medians",
     "observed_order",
+    "order_of_changes",
     "too_few_levels",
 ]

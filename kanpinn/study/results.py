@@ -10,9 +10,16 @@ from typing import Any
 from kanpinn.study.columns import COSTS, ERRORS, FITTED, METRICS, ORDERS
 from kanpinn.study.design import Case
 from kanpinn.study.limits import limited_by_optimiser
-from kanpinn.study.orders import Extrapolation, extrapolate, fitted_order, observed_order
+from kanpinn.study.orders import (
+    Extrapolation,
+    extrapolate,
+    fitted_order,
+    observed_order,
+    order_of_changes,
+)
 
 Lines = Sequence[Mapping[str, Any]]
+FIT = {"change": order_of_changes}  # how an order is fitted, if not to errors
 
 
 @dataclass(frozen=True)
@@ -41,7 +48,8 @@ class LevelRow:
         linf: largest error; with its order.
         h1: relative error of the gradient; with its order.
         change: ``c = |u_k - u_{k-1}| / |u_k|`` from the level before.
-        order_change: the order by which the change falls, from the third level on.
+        order_change: the order of the error that the last two changes show, from the third level
+            on; see :func:`~kanpinn.study.orders.order_of_changes`.
         error_estimate: Richardson's, by that order, where it is positive.
         gci: the grid convergence index, 1.25 times the estimate.
         limited: whether the optimiser limits the level, ``None`` if that is not known; see
@@ -97,6 +105,7 @@ def level_rows(case: Case, summary: Mapping[str, Any], lines: Lines = ()) -> lis
     for record in summary["levels"]:
         previous = rows[-1] if rows else None
         before = previous if record["level"] and previous else None  # none in a new time window
+        coarser = [row for row in rows if before and row.window == before.window]
         intervals = tuple(record["n_intervals"])
         h = math.prod(intervals) ** (-1 / len(intervals)) if intervals else None
         window = record.get("window") or 0
@@ -124,7 +133,7 @@ def level_rows(case: Case, summary: Mapping[str, Any], lines: Lines = ()) -> lis
                 ended_by=record["stop_reason"],
                 **_costs(record, previous),
                 **_errors(record, before, h),
-                **_estimates(record.get("change"), before, h),
+                **_estimates(record.get("change"), coarser, h),
             )
         )
     return rows
@@ -157,12 +166,17 @@ def _order(
     return observed_order((getattr(before, name), value), (before.h, h))
 
 
-def _estimates(change: float | None, before: LevelRow | None, h: float | None) -> dict[str, Any]:
-    """What the change says of the error, where there is no reference too."""
-    order = _order("change", change, before, h)
+def _estimates(
+    change: float | None, coarser: Sequence[LevelRow], h: float | None
+) -> dict[str, Any]:
+    """What the changes say of the error, where there is no reference too."""
+    order: float | None = None
     found: Extrapolation | None = None
-    if before is not None:
-        found = extrapolate(change, order, (before.h, h))
+    if len(coarser) > 1:
+        two = coarser[-2:]
+        fit = order_of_changes([None, two[1].change, change], [two[0].h, two[1].h, h])
+        order = fit.order if fit else None
+        found = extrapolate(change, order, (two[1].h, h))
     error, gci = (found.error, found.gci) if found else (None, None)
     return {"change": change, "order_change": order, "error_estimate": error, "gci": gci}
 
@@ -183,7 +197,10 @@ def final_row(case: Case, summary: Mapping[str, Any], rows: Sequence[LevelRow]) 
     ended = row.pop("ended_by")
     same = [level for level in rows if level.window == last.window]
     widths = [level.h for level in same]
-    fits = {name: fitted_order([getattr(level, name) for level in same], widths) for name in FITTED}
+    fits = {
+        name: FIT.get(name, fitted_order)([getattr(level, name) for level in same], widths)
+        for name in FITTED
+    }
     row |= {FITTED[name]: found.order if found else None for name, found in fits.items()}
     counts = [found.levels for found in fits.values() if found]
     row["fitted_levels"] = max(counts, default=None)
