@@ -295,3 +295,11 @@ def test_time_windows_are_no_seeds() -> None:
     ]
     assert rows[2].order is None and rows[3].order == pytest.approx(3)
     assert rows[2].seconds == 6.0  # costs go on
+
+
+def test_there_is_no_order_from_a_time_window_to_the_next() -> None:
+    """Nor where the coarsest level has no steps, so that a window begins with a finer one."""
+    levels = [record(k, rel_l2=0.1**k, change=0.1**k, window=w) for w in (0, 1) for k in (1, 2)]
+    rows = level_rows(CASE, summary(*levels))
+    assert [row.order is None for row in rows] == [True, False, True, False]
+    assert [row.order_change for row in rows] == [None] * 4

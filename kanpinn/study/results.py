@@ -104,11 +104,11 @@ def level_rows(case: Case, summary: Mapping[str, Any], lines: Lines = ()) -> lis
     rows: list[LevelRow] = []
     for record in summary["levels"]:
         previous = rows[-1] if rows else None
-        before = previous if record["level"] and previous else None  # none in a new time window
-        coarser = [row for row in rows if before and row.window == before.window]
         intervals = tuple(record["n_intervals"])
         h = math.prod(intervals) ** (-1 / len(intervals)) if intervals else None
         window = record.get("window") or 0
+        coarser = [row for row in rows if row.window == window]
+        before = coarser[-1] if coarser else None
         here = [
             line
             for line in lines
