@@ -52,7 +52,11 @@ def record(level: int, **given: Any) -> dict[str, Any]:
 
 
 def summary(*levels: dict[str, Any], **given: Any) -> dict[str, Any]:
-    return {"status": "completed", "levels": list(levels), "metrics": {}, **given}
+    """A run's, whose solution is the last iterate of its last level."""
+    last = levels[-1]
+    own = {name: last.get(name) for name in ("loss", "heldout_residual", "rel_l2", "linf")}
+    own |= {"best_level": last["level"], "metrics": {}}
+    return {"status": "completed", "levels": list(levels), **own, **given}
 
 
 def cubic() -> dict[str, Any]:
@@ -249,8 +253,8 @@ def test_a_level_is_judged_by_its_own_lines() -> None:
 def scaled(factor: float, seed: int, **given: Any) -> tuple[Case, dict[str, Any]]:
     """A run with the errors of :func:`cubic` times a factor."""
     found = cubic() | {"metrics": {"test_mse": factor}} | given
-    for level in found["levels"]:
-        level["rel_l2"] *= factor
+    for entry in (*found["levels"], found):
+        entry["rel_l2"] *= factor
     return Case({"width": "4", "seed": str(seed)}, {}), found
 
 
@@ -281,6 +285,51 @@ def test_finals_have_means_and_deviations_over_the_seeds() -> None:
     assert (row["runs"], row["left_out"], row["width"]) == (3, 1, "4") and "seed" not in row
     (one,) = final_medians(finals[:1], ["width", "seed"])
     assert one["loss_mean"] == 1e-3 and one["loss_sd"] is None
+
+
+def test_a_case_ends_with_its_solution() -> None:
+    """Not with the last iterate of its last level, which the table of levels has."""
+    best = {"loss": 2e-4, "heldout_residual": 0.03, "rel_l2": 4e-3, "linf": 6e-3}
+    found = summary(
+        record(0, n_points=10, rel_l2=8e-2, h1=1.0),
+        record(1, n_points=20, n_params=11, rel_l2=1e-2, h1=0.5),
+        record(2, n_points=30, n_params=13, rel_l2=2e-2, h1=0.7, stop_reason="steps"),
+        **best,
+        best_level=1,
+        metrics={"test_mse": 7.0},
+    )
+    rows = level_rows(CASE, found)
+    row = final_row(CASE, found, rows)
+    assert {name: row[name] for name in best} == best and row["metrics.test_mse"] == 7.0
+    assert (row["intervals"], row["parameters"], row["points"]) == ("4", 11, 20)
+    assert "h1" not in row and (row["levels"], row["ended_by"]) == (3, "steps")
+    slope = np.polyfit(np.log([1 / 2, 1 / 4, 1 / 8]), np.log([8e-2, 1e-2, 2e-2]), 1)[0]
+    assert row["fitted_order"] == pytest.approx(slope)
+    assert rows[-1].rel_l2 == 2e-2
+    (middle,) = final_medians([row], ["width", "seed"])
+    assert middle["rel_l2"] == middle["rel_l2_mean"] == 4e-3 and "h1" not in middle
+
+
+LINE = {"expression": "sin(9 * x)", "variables": ["x"], "lower": [-1], "upper": [1], "points": 40}
+
+
+def test_the_row_of_a_run_says_what_its_summary_says(tmp_path: Path) -> None:
+    """Of penalties the best is the solution, and the last iterate has the weakest one."""
+    config = {
+        "problem": {"name": "regression", **LINE, "noise": 0.5},
+        "model": {"widths": [1, 1], "order": 4, "intervals": 24},
+        "training": {
+            "phases": [{"optimiser": "lm", "steps": 5}],
+            "smoothing": {"penalties": [1e-5, 1e-12]},
+        },
+        "figures": False,
+    }
+    found = kanpinn.solve(config, out=tmp_path / "run").summary
+    (level,) = found["levels"]
+    row = final_row(CASE, found, level_rows(CASE, found))
+    for name in ("loss", "heldout_residual", "rel_l2", "linf"):
+        assert row[name] == found[name]
+    assert row["loss"] != level["loss"]
 
 
 def test_time_windows_are_no_seeds() -> None:

@@ -6,6 +6,8 @@ SEED = "seed"  # the axis that medians are taken over
 CASE = "case"  # the axis that listed cases make
 METRICS = "metrics."  # in front of what a problem measures by itself
 ERRORS = ("rel_l2", "linf", "h1")  # against the reference
+# What a summary says of the default solution; a level's record has the same of its last iterate.
+SOLUTION = ("loss", "heldout_residual", "rel_l2", "linf")
 COSTS = ("seconds", "evaluations", "operations")  # sums up to the end of a level
 
 # How the column of the observed order is called, by that of the error it is read off.

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from kanpinn.study.columns import ERRORS, FITTED, MEASURES, METRICS, QUARTILES, SEED, SPREAD
+from kanpinn.study.columns import FITTED, MEASURES, METRICS, QUARTILES, SEED, SOLUTION, SPREAD
 from kanpinn.study.results import LevelRow
 
 FAILED = ("diverged", "failed")
@@ -60,8 +60,9 @@ def final_medians(finals: Sequence[Row], axes: Iterable[str]) -> list[dict[str, 
     for others, group in groups.items():
         whole = [row for row in group if row["status"] not in FAILED]
         row = {**dict(others), **_counted(len(group), whole, group[0])}
-        row |= _middle(whole, (*MEASURES, *FITTED.values(), *metrics))
-        row |= _spread(whole, ("loss", "heldout_residual", *ERRORS, *metrics))
+        measures = (name for name in MEASURES if name in group[0])
+        row |= _middle(whole, (*measures, *FITTED.values(), *metrics))
+        row |= _spread(whole, (*SOLUTION, *metrics))
         found.append(row)
     return found
 

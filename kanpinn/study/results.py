@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from kanpinn.study.columns import COSTS, ERRORS, FITTED, METRICS, ORDERS
+from kanpinn.study.columns import COSTS, ERRORS, FITTED, METRICS, ORDERS, SOLUTION
 from kanpinn.study.design import Case
 from kanpinn.study.limits import limited_by_optimiser
 from kanpinn.study.orders import (
@@ -182,7 +182,12 @@ def _estimates(
 
 
 def final_row(case: Case, summary: Mapping[str, Any], rows: Sequence[LevelRow]) -> dict[str, Any]:
-    """How a case ended: its last level, orders fitted over all levels, the problem's own metrics.
+    """How a case ended: its solution, what it cost, and what its levels say together.
+
+    Errors, loss, knots and points are those of the default solution, as in the run's summary, and
+    so are the problem's own metrics: the best iterate by the held-out score, on whichever level.
+    Orders, the last change and what follows from it, and ``limited``, are read off the levels, that
+    is off their last iterates. Costs are those of all levels.
 
     Args:
         case: whose run it is.
@@ -190,12 +195,15 @@ def final_row(case: Case, summary: Mapping[str, Any], rows: Sequence[LevelRow]) 
         rows: its levels, see :func:`level_rows`.
     """
     last = rows[-1]
+    same = [level for level in rows if level.window == last.window]
+    (solution,) = (level for level in same if level.level == summary["best_level"])
     row = last.flat()
-    for name in ("window", "level", "h", "loss_before", "loss_after"):
+    for name in ("window", "level", "h", "h1", "loss_before", "loss_after"):
         row.pop(name)
+    row |= {name: solution.flat()[name] for name in ("intervals", "parameters", "points")}
+    row |= {name: summary[name] for name in SOLUTION}
     row["levels"], row["steps"] = len(rows), sum(level.steps for level in rows)
     ended = row.pop("ended_by")
-    same = [level for level in rows if level.window == last.window]
     widths = [level.h for level in same]
     fits = {
         name: FIT.get(name, fitted_order)([getattr(level, name) for level in same], widths)
