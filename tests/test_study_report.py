@@ -54,7 +54,7 @@ def run(order: int, seed: int, more: dict[str, str] | None = None, levels: int =
         ]
     summary = {
         **{name: records[-1][name] for name in ("loss", "heldout_residual", "rel_l2", "linf")},
-        **{"status": "completed", "levels": records, "best_level": levels - 1},
+        **{"status": "completed", "levels": records, "best_level": levels - 1, "reweighting": []},
         "metrics": {"test_mse": 0.1 * seed},
     }
     return Case(labels, {"n": [order, seed, more]}), summary, lines

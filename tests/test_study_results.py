@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 import kanpinn
+from kanpinn.config import parse_config
 from kanpinn.study import (
     Case,
     extrapolate,
@@ -55,7 +56,7 @@ def summary(*levels: dict[str, Any], **given: Any) -> dict[str, Any]:
     """A run's, whose solution is the last iterate of its last level."""
     last = levels[-1]
     own = {name: last.get(name) for name in ("loss", "heldout_residual", "rel_l2", "linf")}
-    own |= {"best_level": last["level"], "metrics": {}}
+    own |= {"best_level": last["level"], "metrics": {}, "reweighting": []}
     return {"status": "completed", "levels": list(levels), **own, **given}
 
 
@@ -226,6 +227,8 @@ SPLIT = {"optimisation_error": 1e-2, "discretisation_error": 1e-3}
         ({"stop_reason": "steps"}, FALLING[:3], None),
         ({"stop_reason": "steps"}, lines(1, 1e-1, 1e-2, None), None),
         ({"stop_reason": "no_progress"}, FALLING, False),
+        ({"stop_reason": "gradient_tolerance"}, FALLING, False),
+        ({"stop_reason": "line_search_failed"}, FALLING, False),
         ({"stop_reason": "points"}, FALLING, False),
         ({"stop_reason": "optimiser"}, LEVELLED, True),
         ({"stop_reason": "knots", **SPLIT}, LEVELLED, True),
@@ -240,6 +243,45 @@ def test_levels_that_the_optimiser_limits(
     given: dict[str, Any], logged: list[dict[str, Any]], limited: bool | None
 ) -> None:
     assert limited_by_optimiser(record(0, **given), logged) is limited
+
+
+@pytest.mark.parametrize("reweighting", [["attention"], None])
+def test_where_losses_do_not_compare_the_held_out_score_is_judged(
+    reweighting: list[str] | None,
+) -> None:
+    """And so where nobody has said whether they do."""
+    found = summary(record(0, stop_reason="steps"))
+    scores = {"rise": (1e-2, 2e-2, 2e-2, 3e-2), "fall": (1.0, 0.5, 0.5, 0.4), "few": (1.0,)}
+    limited = {}
+    for name, values in scores.items():
+        logged = [
+            {**line, "heldout_score": score} for line, score in zip(FALLING, values, strict=False)
+        ]
+        (row,) = level_rows(CASE, {**found, "reweighting": reweighting}, logged)
+        limited[name] = row.limited
+    assert limited == {"rise": False, "fall": True, "few": None}
+
+
+@pytest.mark.parametrize("name", ["attention", "balance", "causal", "smoothing"])
+def test_what_changes_the_loss(name: str) -> None:
+    config = {"problem": "burgers", "training": {name: {}}}
+    assert parse_config(config).training.reweighting == (name,)
+
+
+@pytest.mark.parametrize("name", [None, "attention"])
+def test_a_run_says_what_changes_its_loss(name: str | None, tmp_path: Path) -> None:
+    config = {
+        "problem": {"name": "burgers"},
+        "model": {"width": 2, "intervals": 2},
+        "sampling": {"interior": 16, "held_out": 16},
+        "training": {
+            "phases": [{"optimiser": "adam", "steps": 2}],
+            **({name: {}} if name else {}),
+        },
+        "figures": False,
+    }
+    found = kanpinn.solve(config, out=tmp_path / "run")
+    assert found.summary["reweighting"] == ([name] if name else [])
 
 
 def test_a_level_is_judged_by_its_own_lines() -> None:
@@ -269,6 +311,24 @@ def test_medians_over_seeds_leave_out_what_diverged() -> None:
     assert (fine["rel_l2_q1"], fine["rel_l2_q3"]) == (pytest.approx(1.5e-2), pytest.approx(3e-2))
     assert fine["h1"] is None and fine["h1_q1"] is None
     assert coarse["level"] == 0 and "seed" not in coarse
+
+
+def test_only_what_is_known_to_be_limited_is_counted() -> None:
+    logged = {"0": [*FALLING], "1": [*LEVELLED], "2": [], "3": [*FALLING]}
+    rows = []
+    for seed, given in logged.items():
+        given = [{**line, "level": k} for k in (0, 1) for line in given]
+        case, found = scaled(1.0, int(seed), status="diverged" if seed == "3" else "completed")
+        for level in found["levels"]:
+            level["stop_reason"] = "steps"
+        rows.append((case, found, given))
+    for row in medians(row for run in rows for row in level_rows(*run)):
+        assert (row["limited"], row["limited_of"], row["runs"]) == (1, 2, 3)
+    finals = [final_row(case, found, level_rows(case, found, g)) for case, found, g in rows]
+    (row,) = final_medians(finals, ["width", "seed"])
+    assert (row["limited"], row["limited_of"], row["runs"]) == (1, 2, 3)
+    (alone,) = final_medians(finals[2:3], ["width", "seed"])
+    assert (alone["limited"], alone["limited_of"]) == (None, 0)
 
 
 def test_finals_have_means_and_deviations_over_the_seeds() -> None:

@@ -51,6 +51,17 @@ def test_people_get_what_says_something() -> None:
     assert "rel_l2 mean" not in alone
 
 
+def test_limited_runs_stand_beside_how_many_are_known() -> None:
+    rows: list[dict[str, Any]] = [
+        {"runs": 5, "limited": 1, "limited_of": 3},
+        {"limited": None, "limited_of": 0},
+    ]
+    assert [row["limited"] for row in for_people(rows)] == ["1 of 3", "-"]
+    assert "limited_of" not in for_people(rows)[0] and "limited_of" in to_csv(rows)
+    (run,) = for_people([{"limited": True}])
+    assert run["limited"] == "yes"
+
+
 def test_signs_that_mean_something_are_escaped() -> None:
     short = for_people(ROWS)
     assert r"a\|b" in to_markdown(short) and r"c\_d" in to_latex(short)

@@ -171,6 +171,7 @@ def summarise(
         "version": __version__,
         "levels": [entry.record.as_dict() for entry in state.levels],
         "phases": [phase.as_dict() for phase in phases],
+        "reweighting": list(options.training.reweighting),
         "metrics": dict(metrics),
         "scalars": Solution(state).scalars if state.levels else {},
         "steps": state.total_steps,

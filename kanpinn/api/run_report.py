@@ -74,8 +74,8 @@ def _pairs(values: Mapping[str, str]) -> list[dict[str, str]]:
 
 def _levels(found: Mapping[str, Any], folder: RunFolder) -> Section:
     """The levels, with the columns of a study's."""
-    status = found["status"] or "unfinished"
-    summary = {"status": status, "levels": found["levels"]}
+    stored = {"reweighting": (folder.read_summary() or {}).get("reweighting")}
+    summary = {"status": found["status"] or "unfinished", "levels": found["levels"], **stored}
     rows = level_rows(Case({}, {}), summary, folder.read_metrics())
     note = too_few_levels(rows)
     marked = frozenset(number for number, row in enumerate(rows) if row.limited)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kanpinn.io.run_folder import write_atomically
-from kanpinn.study.columns import ERRORS, METRICS, QUARTILES, SPREAD
+from kanpinn.study.columns import ERRORS, LIMITED_OF, METRICS, QUARTILES, SPREAD
 
 Rows = Sequence[Mapping[str, Any]]
 LONG = 10_000_000  # whole numbers from here on are counts of work: rounded
@@ -37,7 +37,7 @@ def for_people(rows: Rows) -> list[dict[str, str]]:
     found: list[dict[str, str]] = [{} for _ in rows]
     for name in names:
         stem, ending = _parts(name)
-        if ending in QUARTILES or ending == SPREAD[1]:
+        if ending in (*QUARTILES, SPREAD[1]) or name == LIMITED_OF:
             continue  # with what they belong to
         if ending == SPREAD[0] and not several:
             continue  # the number itself
@@ -47,8 +47,10 @@ def for_people(rows: Rows) -> list[dict[str, str]]:
 
 
 def _cell(row: Mapping[str, Any], name: str, several: bool) -> str:
-    """A number with its spread."""
+    """A number with its spread, or of how many it is."""
     text, (stem, ending) = shown(row.get(name)), _parts(name)
+    if name == "limited" and row.get(LIMITED_OF):
+        return f"{text} of {row[LIMITED_OF]}"
     if ending:
         deviation = row.get(f"{stem}{SPREAD[1]}")
         return text if deviation is None else f"{text} ({shown(deviation)})"

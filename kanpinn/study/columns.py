@@ -21,12 +21,13 @@ MEASURES = (
     *(name for error in ERRORS for name in (error, ORDERS[error])),
     *ESTIMATES,
 )
+LIMITED_OF = "limited_of"  # of how many runs it is known whether the optimiser limits them
 QUARTILES = ("_q1", "_q3")
 SPREAD = ("_mean", "_sd")
 
 COLUMNS = frozenset(
     {"status", "window", "level", "levels", "intervals", "h", "parameters", "points", "steps"}
-    | {"loss_before", "loss_after", "limited", "ended_by", "runs", "left_out"}
+    | {"loss_before", "loss_after", "limited", LIMITED_OF, "ended_by", "runs", "left_out"}
     | {"fitted_levels", *FITTED.values(), *MEASURES}
 )
 

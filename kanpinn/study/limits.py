@@ -8,16 +8,15 @@ from typing import Any
 
 from kanpinn.optimisers import StopReason
 from kanpinn.training.control import LEAST_GAIN, log_fall
+from kanpinn.training.loop import OPTIMISER_STOPS
 from kanpinn.training.options import FIRST_LINES
 
 # The optimiser has done what it can, or something else is known to limit the level.
-SETTLED = frozenset(
-    {StopReason.GRADIENT_TOLERANCE, StopReason.NO_PROGRESS, StopReason.KNOTS, StopReason.POINTS}
-)
+SETTLED = frozenset({*OPTIMISER_STOPS, StopReason.KNOTS, StopReason.POINTS})
 
 
 def limited_by_optimiser(
-    record: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]
+    record: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], fixed_loss: bool = True
 ) -> bool | None:
     """Whether more steps, or a better optimiser, would have lowered the level's error.
 
@@ -29,12 +28,16 @@ def limited_by_optimiser(
     * a level whose optimiser stopped by itself, or that ended by its knots or points, is not;
     * a level that was ended from outside (steps, work, time, a target) is if its training residual,
       the root of the loss, still fell: by more than a tenth over the second half of its lines.
+      Where the loss itself changes, its values do not compare, and the held-out score, which has
+      fixed weights and no penalty, counts in its place.
 
     ``None`` where there are fewer than four lines, so that nobody can tell.
 
     Args:
         record: of the level, from the summary.
         lines: logged on it.
+        fixed_loss: whether all losses are of one objective: with attention, balance, causal weights
+            or penalties they are not (:attr:`~kanpinn.training.TrainingOptions.reweighting`).
     """
     reason = record["stop_reason"]
     if reason == StopReason.OPTIMISER:
@@ -44,7 +47,8 @@ def limited_by_optimiser(
         return bool(within > beyond)
     if reason in SETTLED:
         return False
-    known = [line for line in lines if line.get("loss") is not None]
+    name = "loss" if fixed_loss else "heldout_score"
+    known = [line for line in lines if line.get(name) is not None]
     if len(known) < FIRST_LINES:
         return None
-    return log_fall(known, "loss") > math.log(LEAST_GAIN)
+    return log_fall(known, name) > math.log(LEAST_GAIN)

@@ -6,7 +6,16 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from kanpinn.study.columns import FITTED, MEASURES, METRICS, QUARTILES, SEED, SOLUTION, SPREAD
+from kanpinn.study.columns import (
+    FITTED,
+    LIMITED_OF,
+    MEASURES,
+    METRICS,
+    QUARTILES,
+    SEED,
+    SOLUTION,
+    SPREAD,
+)
 from kanpinn.study.results import LevelRow
 
 FAILED = ("diverged", "failed")
@@ -81,10 +90,12 @@ def _others(labels: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
 
 def _counted(count: int, whole: Sequence[Row], first: Row) -> dict[str, Any]:
     """How many runs there are, and what they have in common."""
+    limited = _values(whole, "limited")
     return {
         "runs": len(whole),
         "left_out": count - len(whole),
-        "limited": sum(bool(row["limited"]) for row in whole),
+        "limited": sum(limited) if limited else None,
+        LIMITED_OF: len(limited),
         "intervals": first["intervals"],
         "parameters": first["parameters"],
     }

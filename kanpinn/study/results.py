@@ -102,6 +102,7 @@ def level_rows(case: Case, summary: Mapping[str, Any], lines: Lines = ()) -> lis
         lines: that the run has logged.
     """
     rows: list[LevelRow] = []
+    fixed_loss = summary.get("reweighting") == []  # runs of before did not say
     for record in summary["levels"]:
         previous = rows[-1] if rows else None
         intervals = tuple(record["n_intervals"])
@@ -129,7 +130,7 @@ def level_rows(case: Case, summary: Mapping[str, Any], lines: Lines = ()) -> lis
                 loss_after=record["loss_after_prolongation"],
                 loss=record["loss"],
                 heldout_residual=record["heldout_residual"],
-                limited=limited_by_optimiser(record, here),
+                limited=limited_by_optimiser(record, here, fixed_loss),
                 ended_by=record["stop_reason"],
                 **_costs(record, previous),
                 **_errors(record, before, h),

@@ -341,18 +341,23 @@ class TrainingOptions:
 
     def _check_adapting(self, steps: int) -> None:
         """Refuse what ``refine: auto`` could not judge."""
-        for name in ("attention", "balance", "causal", "smoothing"):
-            if getattr(self, name) is not None:
-                raise ConfigError(
-                    f"training.{name}: found with refine: auto, allowed: null, because the loss "
-                    "could not be compared with the held-out residual"
-                )
+        for name in self.reweighting:
+            raise ConfigError(
+                f"training.{name}: found with refine: auto, allowed: null, because the loss "
+                "could not be compared with the held-out residual"
+            )
         if self.log_every * FIRST_LINES > steps:
             raise ConfigError(
                 f"training.log_every: found {self.log_every}, allowed: at most "
                 f"{steps // FIRST_LINES}, because refine: auto judges a level from "
                 f"{FIRST_LINES} logged lines on, and none has more than {steps} steps"
             )
+
+    @property
+    def reweighting(self) -> tuple[str, ...]:
+        """What changes the loss while a level is trained, so that its values do not compare."""
+        names = ("attention", "balance", "causal", "smoothing")
+        return tuple(name for name in names if getattr(self, name) is not None)
 
     @property
     def adapts(self) -> bool:
