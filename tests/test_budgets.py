@@ -19,6 +19,7 @@ from kanpinn import api
 from kanpinn.checkpoint import read_checkpoint, restore_state
 from kanpinn.cli import main
 from kanpinn.errors import ConfigError, RunFolderError
+from kanpinn.study import Budget
 from kanpinn.training import (
     MultilevelRun,
     RunOptions,
@@ -98,6 +99,31 @@ def test_every_initial_network_has_the_share() -> None:
     state = run(limited(chosen, of="evaluations", per_level=4.0))
     assert ends(state) == [(4, "work"), (4, "work")]
     assert [entry.record.evaluations for entry in state.levels] == [12, 4]
+
+
+@pytest.mark.parametrize("levels", [(0, 1), (1, 2)])
+def test_the_budget_of_a_study_is_for_all_initial_networks(levels: tuple[int, ...]) -> None:
+    """Adam evaluates once a step, so that nothing is left, and no step goes beyond."""
+    first, second = levels
+    steps = tuple(99 if level in levels else 0 for level in range(second + 1))
+    chosen = options([adam(steps)], levels=second + 1, starts=StartsOptions(count=3))
+    work = Budget(of="evaluations", total=60).work(chosen.training)
+    assert work["per_level"] == (0,) * first + (10, 30)
+    state = run(limited(chosen, **work))
+    assert [entry.record.evaluations for entry in state.levels] == [30, 30]
+
+
+def test_the_budget_of_a_study_is_for_all_time_windows() -> None:
+    """The initial networks are those of the first one."""
+    chosen = window_options(levels=2, windows=2, starts=StartsOptions(count=3))
+    chosen = replace(chosen, training=replace(chosen.training, phases=(adam(99),)))
+    work = Budget(of="evaluations", total=80).work(chosen.training)
+    assert work["per_level"] == (10, 20)
+    state = run(limited(chosen, **work), Swing)
+    found = {entry.record.key: entry.record.evaluations for entry in state.levels}
+    assert found == {(0, 0): 30, (0, 1): 20, (1, 0): 10, (1, 1): 20}
+    with pytest.raises(ConfigError, match=r"allowed: at least 8, one for every training"):
+        Budget(of="evaluations", total=7).work(chosen.training)
 
 
 def test_the_last_iterate_of_a_spent_level_is_judged() -> None:

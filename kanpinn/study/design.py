@@ -27,25 +27,34 @@ class Budget:
     """The same work for all cases, in equal parts for their levels."""
 
     of: Annotated[Literal["operations", "evaluations"], "what is counted"]
-    total: Annotated[float, Gt(0), "how many a case has in all"]
+    total: Annotated[float, Gt(0), "how many a case is given in all"]
 
     def work(self, training: TrainingOptions) -> dict[str, Any]:
         """What ``training.work`` is with it: ``total / n`` for each of the ``n`` levels with steps.
 
-        In time windows every level is trained once in each. Parts are rounded down, so that no case
-        has more than the total.
+        A level is trained once in every time window, and in the first one with all initial networks
+        that there are (``training.starts``): each training has as much of the level's part, rounded
+        down. It ends with the step that reaches that, so that a case may have more than the total,
+        by less than a step for each training.
 
         Raises:
-            ConfigError: if not even one is left for every level.
+            ConfigError: if not even one is left for every training.
         """
-        trained = sum(training.steps_on(level) > 0 for level in range(training.levels))
-        count = trained * training.windows
-        if self.total < count:
+        levels = [level for level in range(training.levels) if training.steps_on(level)]
+        counts = {
+            level: training.windows - 1 + (training.starts.on(place) if training.starts else 1)
+            for place, level in enumerate(levels)
+        }
+        least = len(levels) * max(counts.values())
+        if self.total < least:
             raise ConfigError(
-                f"budget.total: found {self.total:g}, allowed: at least {count}, one for every "
-                "level with steps"
+                f"budget.total: found {self.total:g}, allowed: at least {least}, one for every "
+                "training of a level"
             )
-        return {"of": self.of, "per_level": int(self.total // count)}
+        parts = {level: int(self.total // (len(levels) * n)) for level, n in counts.items()}
+        several = len(set(parts.values())) > 1
+        shares = tuple(parts.get(level, 0) for level in range(training.levels))
+        return {"of": self.of, "per_level": shares if several else max(shares)}
 
 
 @dataclass(frozen=True)
@@ -98,7 +107,7 @@ class Case:
         if self.budget is None:
             return []
         own = [key for key in self.changes if key == WORK or key.startswith(f"{WORK}.")]
-        if own or getattr(training, "work", None) is not None:
+        if own or training.work is not None:
             raise ConfigError(
                 f"{WORK}: contradicts the study's budget, which sets it; leave one of them out"
             )

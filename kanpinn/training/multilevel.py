@@ -155,9 +155,9 @@ class MultilevelRun:
     def starts_on(self, level: Level) -> int:
         """How many initial networks are trained on a level."""
         starts = self.options.training.starts
-        if starts is None or level not in self.active[: starts.levels]:
+        if starts is None or level not in self.active:
             return 1
-        return starts.count
+        return starts.on(self.active.index(level))
 
     def _train_levels(self, most: int | None = None) -> StopReason:
         """Train all (remaining) levels of the window, or the first ``most``; why the last ended."""

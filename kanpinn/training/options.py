@@ -194,6 +194,10 @@ class StartsOptions:
     count: Annotated[int, Ge(2), Le(100), "initial networks; the first is that of a run without"]
     levels: Annotated[int, Ge(1), Le(20), "levels that all of them are trained on"] = 1
 
+    def on(self, place: int) -> int:
+        """How many are trained on a level; ``place`` is 0 for the first one with steps."""
+        return self.count if place < self.levels else 1
+
 
 Work = Annotated[float, Ge(0)]
 
