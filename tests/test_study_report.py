@@ -93,6 +93,35 @@ def test_errors_against_widths_parameters_and_work() -> None:
     assert len(ax.collections) == 3  # bands of quartiles
 
 
+def test_every_curve_is_that_of_its_last_time_window() -> None:
+    """The cases have different numbers of them."""
+    found = []
+    for windows, factor in ((1, 1.0), (2, 10.0)):
+        case, summary, _ = run(3, 1, {"windows": str(windows)})
+        levels = [
+            {**level, "window": w, "rel_l2": factor * (1 + w) * level["rel_l2"]}
+            for w in range(windows)
+            for level in summary["levels"]
+        ]
+        found += level_rows(case, {**summary, "levels": levels})
+    ax = panel(drawn(plot_errors(found, medians(found))), "width of intervals, relative")
+    curves = [np.asarray(line.get_ydata(), dtype=float) for line in ax.lines[:2]]
+    errors = 0.5 ** (3.0 * np.arange(1, 5))
+    assert curves[0] == pytest.approx(errors) and curves[1] == pytest.approx(20 * errors)
+    assert drawn(plot_norms(found, medians(found))) is not None
+
+
+def test_curves_are_at_the_median_width() -> None:
+    """With adaptive refinement the knots differ between seeds."""
+    found = []
+    for seed, n in ((1, 4), (2, 16), (3, 8)):
+        case, summary, _ = run(3, seed, levels=2)
+        summary["levels"][1]["n_intervals"] = [n]
+        found += level_rows(case, summary)
+    ax = panel(drawn(plot_errors(found, medians(found))), "width of intervals, relative")
+    assert list(np.asarray(ax.lines[0].get_xdata())) == [1 / 2, 1 / 8]
+
+
 def test_other_norms_have_their_slopes() -> None:
     figure = drawn(plot_norms(ROWS, medians(ROWS)))
     assert {"largest error", "relative $L_2$ error of the gradient"} <= set(texts(figure))

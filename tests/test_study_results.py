@@ -392,6 +392,26 @@ def test_the_row_of_a_run_says_what_its_summary_says(tmp_path: Path) -> None:
     assert row["loss"] != level["loss"]
 
 
+def test_knots_that_differ_between_seeds_are_medians() -> None:
+    runs = []
+    for seed, n in enumerate((4, 10, 6, 7, 99)):
+        found = summary(record(0, n_intervals=[n, 2 * n], n_params=1000 * n))
+        found["status"] = "diverged" if n == 99 else "completed"
+        runs.append((Case({"seed": str(seed)}, {}), found))
+    (row,) = medians(row for run in runs for row in level_rows(*run))
+    assert (row["intervals"], row["parameters"]) == ("6.5/13", 6500)
+    widths = [(2 * n * n) ** -0.5 for n in (4, 10, 6, 7)]
+    assert row["h"] == pytest.approx(statistics.median(widths))
+    finals = [final_row(*run, level_rows(*run)) for run in runs]
+    (row,) = final_medians(finals, ["seed"])
+    assert (row["intervals"], row["parameters"]) == ("6.5/13", 6500) and "h" not in row
+    finals[0]["intervals"] = "3"
+    assert final_medians(finals, ["seed"])[0]["intervals"] is None
+    for final in finals:
+        final["intervals"] = ""  # a network without knots
+    assert final_medians(finals, ["seed"])[0]["intervals"] == ""
+
+
 def test_time_windows_are_no_seeds() -> None:
     found = cubic()
     found["levels"] = [{**level, "window": w} for w in (0, 1) for level in found["levels"]]

@@ -14,7 +14,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from kanpinn.plotting import style
 from kanpinn.plotting.study_looks import Look, Looks
 from kanpinn.plotting.style import Floats
-from kanpinn.study import SEED, LevelRow
+from kanpinn.study import LevelRow, group_of
 
 Row = Mapping[str, Any]
 ABSCISSAE = {
@@ -64,7 +64,7 @@ def plot_errors(rows: Sequence[LevelRow], medians: Sequence[Row]) -> Figure | No
     error = known_error(medians)
     if error is None:
         return None
-    known, looks = _with_widths(rows, medians)
+    known, looks = _last_windows(rows, medians)
     across = [name for name in ABSCISSAE if any(row.get(name) for row in known)][:PANELS]
     figure = style.new_figure(8.0, 3.1 * ((len(across) + 1) // 2) + 0.7)
     grid = figure.subplots((len(across) + 1) // 2, min(2, len(across)), sharey=True, squeeze=False)
@@ -81,7 +81,7 @@ def plot_errors(rows: Sequence[LevelRow], medians: Sequence[Row]) -> Figure | No
 @style.styled
 def plot_norms(rows: Sequence[LevelRow], medians: Sequence[Row]) -> Figure | None:
     """Largest error and error of the gradient against ``h``; ``None`` if neither is known."""
-    known, looks = _with_widths(rows, medians)
+    known, looks = _last_windows(rows, medians)
     names = [name for name in OTHER_NORMS if any(row.get(name) and row.get("h") for row in known)]
     if not names:
         return None
@@ -96,22 +96,16 @@ def plot_norms(rows: Sequence[LevelRow], medians: Sequence[Row]) -> Figure | Non
     return figure
 
 
-def _with_widths(rows: Sequence[LevelRow], medians: Sequence[Row]) -> tuple[list[Row], Looks]:
-    """Medians of the last time window, whose errors are those of all times, with ``h``."""
-    last = max((row.window for row in rows), default=0)
-    looks = Looks([row.labels for row in rows])
-    widths = {(_group(row.labels), row.level): row.h for row in rows if row.window == last}
+def _last_windows(rows: Sequence[LevelRow], medians: Sequence[Row]) -> tuple[list[Row], Looks]:
+    """Medians of every group's last time window, whose errors are those of all times."""
     axes = list(dict.fromkeys(axis for row in rows for axis in row.labels))
-    known: list[Row] = []
-    for row in medians:
-        if row["window"] == last:
-            labels = {axis: row[axis] for axis in axes if axis in row}
-            known.append({**row, "h": widths.get((_group(labels), row["level"])), "": labels})
-    return known, looks
-
-
-def _group(labels: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
-    return tuple((axis, label) for axis, label in labels.items() if axis != SEED)
+    known = [{**row, "": {axis: row[axis] for axis in axes if axis in row}} for row in medians]
+    last: dict[Any, int] = {}
+    for row in known:
+        group = group_of(row[""])
+        last[group] = max(last.get(group, 0), row["window"])
+    looks = Looks([row.labels for row in rows])
+    return [row for row in known if row["window"] == last[group_of(row[""])]], looks
 
 
 def _curves(known: Sequence[Row], looks: Looks, abscissa: str, error: str) -> list[_Curve]:
@@ -119,7 +113,7 @@ def _curves(known: Sequence[Row], looks: Looks, abscissa: str, error: str) -> li
     groups: dict[Any, list[Row]] = {}
     for row in known:
         if row.get(abscissa) and row.get(error):
-            groups.setdefault(_group(row[""]), []).append(row)
+            groups.setdefault(group_of(row[""]), []).append(row)
     return [
         _Curve(
             looks[lines[0][""]],
@@ -189,7 +183,7 @@ def plot_spread(finals: Sequence[Row], axes: Sequence[str]) -> Figure | None:
     groups: dict[Any, list[Row]] = {}
     for row in finals:
         labels = {axis: row[axis] for axis in axes if axis in row}
-        groups.setdefault(_group(labels), []).append(row)
+        groups.setdefault(group_of(labels), []).append(row)
     groups = dict(list(groups.items())[:MOST_BOXES])
     if not any(len(rows) > 1 for rows in groups.values()):
         return None

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from kanpinn.plotting import style
 from kanpinn.plotting.study_looks import Look, Looks
 from kanpinn.plotting.style import Floats
-from kanpinn.study import SEED
+from kanpinn.study import group_of
 
 QUANTITIES = {
     "loss": "training loss",
@@ -95,8 +95,7 @@ def _typical(histories: Sequence[History]) -> list[History]:
     """Of every group the run that ended nearest to the median."""
     groups: dict[Any, list[History]] = {}
     for history in histories:
-        key = tuple((axis, label) for axis, label in history.labels.items() if axis != SEED)
-        groups.setdefault(key, []).append(history)
+        groups.setdefault(group_of(history.labels), []).append(history)
     found = []
     for group in groups.values():
         ends = np.log([history.last for history in group])

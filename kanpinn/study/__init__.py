@@ -1,6 +1,6 @@
 """Studies: which cases they consist of, and what is read off their results."""
 
-from kanpinn.study.columns import CASE, COLUMNS, SEED, is_column
+from kanpinn.study.columns import CASE, COLUMNS, SEED, group_of, is_column
 from kanpinn.study.design import Budget, Case, Design
 from kanpinn.study.medians import final_medians, medians
 from kanpinn.study.options import StudyOptions, VariantOptions, label, make_design
@@ -31,6 +31,7 @@ __all__ = [
     "final_row",
     "finals_of",
     "fitted_order",
+    "group_of",
     "is_column",
     "label",
     "level_rows",

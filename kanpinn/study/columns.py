@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 SEED = "seed"  # the axis that medians are taken over
 CASE = "case"  # the axis that listed cases make
 METRICS = "metrics."  # in front of what a problem measures by itself
@@ -30,6 +32,11 @@ COLUMNS = frozenset(
     | {"loss_before", "loss_after", "limited", LIMITED_OF, "ended_by", "runs", "left_out"}
     | {"fitted_levels", *FITTED.values(), *MEASURES}
 )
+
+
+def group_of(labels: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    """All labels of a case but the seed's: cases that share them are one group."""
+    return tuple((axis, label) for axis, label in labels.items() if axis != SEED)
 
 
 def is_column(name: str) -> bool:

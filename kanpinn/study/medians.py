@@ -12,9 +12,9 @@ from kanpinn.study.columns import (
     MEASURES,
     METRICS,
     QUARTILES,
-    SEED,
     SOLUTION,
     SPREAD,
+    group_of,
 )
 from kanpinn.study.results import LevelRow
 
@@ -31,17 +31,18 @@ def medians(rows: Iterable[LevelRow]) -> list[dict[str, Any]]:
     """
     groups: dict[tuple[Any, ...], list[LevelRow]] = {}
     for row in rows:
-        groups.setdefault((_others(row.labels), row.window, row.level), []).append(row)
+        groups.setdefault((group_of(row.labels), row.window, row.level), []).append(row)
     found = []
     for (labels, window, level), group in groups.items():
-        whole = [row.flat() for row in group if row.status not in FAILED]
-        first = group[0].flat()
+        every = [row.flat() for row in group]
+        whole = [row for row in every if row["status"] not in FAILED]
         found.append(
             {
                 **dict(labels),
                 "window": window,
                 "level": level,
-                **_counted(len(group), whole, first),
+                **_counted(every, whole),
+                "h": _median(_values(whole or every, "h")),
                 **_middle(whole, MEASURES),
             }
         )
@@ -62,13 +63,13 @@ def final_medians(finals: Sequence[Row], axes: Iterable[str]) -> list[dict[str, 
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in finals:
         labels = {axis: row[axis] for axis in axes if axis in row}
-        groups.setdefault(_others(labels), []).append(row)
+        groups.setdefault(group_of(labels), []).append(row)
     metrics = [name for row in finals for name in row if name.startswith(METRICS)]
     metrics = list(dict.fromkeys(metrics))
     found = []
     for others, group in groups.items():
         whole = [row for row in group if row["status"] not in FAILED]
-        row = {**dict(others), **_counted(len(group), whole, group[0])}
+        row = {**dict(others), **_counted(group, whole)}
         measures = (name for name in MEASURES if name in group[0])
         row |= _middle(whole, (*measures, *FITTED.values(), *metrics))
         row |= _spread(whole, (*SOLUTION, *metrics))
@@ -84,21 +85,37 @@ def quartiles(values: Sequence[float]) -> tuple[float | None, float | None]:
     return low, high
 
 
-def _others(labels: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
-    return tuple((axis, label) for axis, label in labels.items() if axis != SEED)
-
-
-def _counted(count: int, whole: Sequence[Row], first: Row) -> dict[str, Any]:
-    """How many runs there are, and what they have in common."""
+def _counted(every: Sequence[Row], whole: Sequence[Row]) -> dict[str, Any]:
+    """How many runs there are, and how large: medians, where knots differ between seeds."""
+    typical = whole or every
     limited = _values(whole, "limited")
     return {
         "runs": len(whole),
-        "left_out": count - len(whole),
+        "left_out": len(every) - len(whole),
         "limited": sum(limited) if limited else None,
         LIMITED_OF: len(limited),
-        "intervals": first["intervals"],
-        "parameters": first["parameters"],
+        "intervals": _intervals(typical),
+        "parameters": _median(_values(typical, "parameters")),
     }
+
+
+def _intervals(rows: Sequence[Row]) -> str | None:
+    """Medians per layer, as in the rows; ``None`` where their networks have different layers."""
+    counts = [row["intervals"].split("/") for row in rows]
+    if len({len(layers) for layers in counts}) > 1:
+        return None
+    if not all(counts[0]):
+        return ""
+    layers = zip(*counts, strict=True)
+    return "/".join(str(_median([int(n) for n in layer])) for layer in layers)
+
+
+def _median(values: Sequence[float]) -> float | None:
+    """A whole number if it is one, so that it is shown with all digits."""
+    if not values:
+        return None
+    found = statistics.median(values)
+    return int(found) if found == int(found) else found
 
 
 def _values(rows: Sequence[Row], name: str) -> list[float]:
