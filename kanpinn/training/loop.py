@@ -331,11 +331,11 @@ class Trainer:
         record.loss, record.heldout_residual = last["loss"], last["heldout_residual"]
         record.rel_l2, record.linf = last["rel_l2"], last["linf"]
         record.estimated_error = last.get("estimated_error")
+        self._elapsed()  # what follows is measured for the report: the clock stands still
         if reason is not StopReason.INTERRUPTED:
             context = self.context
             record.h1 = context.h1.evaluate(context.system)
             record.change = context.since.evaluate(context.system) if context.since else None
         record.stop_reason = reason.value
         self._tell_no_gain()
-        self._elapsed()
         return reason

@@ -14,9 +14,8 @@ import torch
 
 from kanpinn.geometry import Points
 from kanpinn.optimisers import StopReason, build_optimiser
-from kanpinn.problem import Problem, build_system
+from kanpinn.problem import Problem
 from kanpinn.residuals import ResidualBlock, System
-from kanpinn.splines import Knots
 from kanpinn.training.block_data import BlockData, neighbours
 from kanpinn.training.checks import (
     check_blocks,
@@ -44,6 +43,7 @@ from kanpinn.training.hierarchy import (
     on_knots,
     refine_system,
 )
+from kanpinn.training.initial import initial_system
 from kanpinn.training.knot_insertion import adaptive_knots, as_splines
 from kanpinn.training.loop import Trainer
 from kanpinn.training.measures import Measures
@@ -298,15 +298,9 @@ class MultilevelRun:
     def _initial_system(self, refinements: Sequence[Refinement]) -> System:
         """Random initial networks, on the knots that the refinements lead to."""
         options = self.options
-        generator = torch.Generator().manual_seed(options.network_seed)
-
-        def finer(knots: tuple[Knots, ...]) -> tuple[Knots, ...]:
-            for refinement in refinements:
-                knots = refinement.apply(knots)
-            return knots
-
-        model, dtype, device = options.model, options.dtype, options.device
-        return build_system(self.window, model, generator, dtype, device, finer, self.past)
+        like = torch.empty(0, dtype=options.dtype, device=options.device)
+        seed = options.network_seed
+        return initial_system(self.window, options.model, seed, refinements, like, self.past)
 
     def _refine(self, system: System, start: int, end: int) -> System:
         """Through all levels from ``start`` to ``end``, those without steps included."""
