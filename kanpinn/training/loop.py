@@ -89,9 +89,6 @@ class Trainer:
         extended = sum(row["phase"] == EXTENDED for row in state.history)
         if extended < state.current.record.extensions:
             self._log(self.stage.loss(), note=EXTENDED)
-        undecided = self.options.starts is not None and not state.total_steps
-        if undecided and self.observer.stop_requested():
-            return self._close(StopReason.INTERRUPTED)
         reason = StopReason.STEPS
         stages = self.options.stages
         while state.phase < len(stages):
