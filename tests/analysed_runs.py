@@ -66,7 +66,7 @@ def trained(variant: str) -> tuple[kanpinn.Solution, Problem, Levels]:
     prepared = api.prepare(config_of(variant))
     levels, options = Levels(), prepared.run.options
     state = MultilevelRun(prepared.problem, options, levels).run()
-    if options.training.starts is not None:  # levels are told of when the choice is made
+    if options.training.starts is not None:  # levels of all trials are told of
         alone = replace(options.training, starts=None)
         options = replace(options, training=alone, start=state.levels[0].record.start)
         levels = Levels()

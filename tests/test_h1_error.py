@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from time import perf_counter, sleep
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from kanpinn.problem import Problem, build_system
 from kanpinn.residuals import Site, System
 from kanpinn.training import LevenbergMarquardtPhase, MultilevelRun, TrainingOptions, predict
 from kanpinn.training.derivatives import predict_gradient
+from kanpinn.training.evaluation import SolutionChange
 from kanpinn.training.h1_error import STEP, H1Error, ReferenceGradient, reference_gradient
 from kanpinn_problems.allen_cahn import AllenCahn
 from kanpinn_problems.burgers import Burgers
@@ -294,6 +296,24 @@ def test_the_reference_is_asked_once_for_its_gradient() -> None:
     calls.clear()
     MultilevelRun(Counted(), run_options(levels=4)).run()
     assert len(calls) == once and sum(calls) <= 10 * 63
+
+
+def test_the_clock_stands_still_for_the_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    pause, kinds = 0.2, (H1Error, SolutionChange)
+    for kind, measure in [(kind, kind.evaluate) for kind in kinds]:
+
+        def slow(self: Any, system: Any, measure: Any = measure) -> Any:
+            sleep(pause)
+            return measure(self, system)
+
+        monkeypatch.setattr(kind, "evaluate", slow)
+    run = MultilevelRun(Wave(), run_options(levels=2))
+    began = perf_counter()
+    state = run.run()
+    beside = perf_counter() - began - state.elapsed
+    assert beside >= 3 * pause  # two errors and a change
+    levels = sum(level.record.wall_s for level in state.levels)
+    assert levels == pytest.approx(state.elapsed, rel=1e-6)
 
 
 def test_a_level_that_was_interrupted_has_no_such_errors_until_it_ends() -> None:

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import copy
+import io
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import h5py
 import pytest
-from tiny_runs import MODELS, Plain, options, same_tensors
+import torch
+from tiny_runs import MODELS, Plain, options, same_tensors, save
 
 from kanpinn import api
+from kanpinn.checkpoint import read_checkpoint, restore_state
+from kanpinn.checkpoint.envelope import USER_BLOCK, write_sealed
 from kanpinn.config import parse_config
-from kanpinn.errors import ConfigError
+from kanpinn.errors import CheckpointError, ConfigError
+from kanpinn.io.progress import Lines
+from kanpinn.residuals import Site
+from kanpinn.sampling import AdaptiveSampling
 from kanpinn.training import MultilevelRun, NullObserver, RunOptions, RunState
 from kanpinn.training.options import StartsOptions, TargetOptions
 
@@ -80,7 +90,7 @@ def test_the_run_is_that_of_the_best_start(levels: int) -> None:
     assert [row["step"] for row in state.history] == [row["step"] for row in best.history]
     clock = [row["wall_s"] for row in state.history]
     assert clock == sorted(clock)
-    assert f"initial network {every.index(best) + 1} of {COUNT} chosen" in observer.notes[0]
+    assert f"initial network {every.index(best) + 1} of {COUNT} chosen" in observer.notes[-1]
 
 
 def test_the_first_start_is_that_of_a_run_without() -> None:
@@ -110,6 +120,151 @@ def test_the_time_limit_ends_trials_too() -> None:
     assert state.total_steps == 1
 
 
+def test_points_by_residual_are_those_of_the_network_under_way() -> None:
+    run = chosen_from(levels=2)
+    sampling = replace(run.sampling, adaptive=AdaptiveSampling())
+    run = replace(run, sampling=sampling)
+    state = MultilevelRun(Plain(), run).run()
+    best = alone(run, state.levels[0].record.start)
+    assert state.levels[0].record.start != COUNT - 1  # the last trial leaves no points behind
+    same_tensors(state.current.best, best.current.best)
+
+
+class Told(Notes):
+    """Keeps all that is told, and copies of the state at every checkpoint and level."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.networks: list[int | None] = []
+        self.rows: list[tuple[int, int]] = []
+        self.kept: list[RunState] = []
+
+    def on_network(self, state: RunState) -> None:
+        self.networks.append(state.trials.number if state.trials else None)
+
+    def on_level(self, state: RunState) -> None:
+        self.kept.append(copy.deepcopy(state))
+
+    def on_checkpoint(self, state: RunState) -> None:
+        self.kept.append(copy.deepcopy(state))
+
+    def on_log(self, row: dict[str, Any], state: RunState) -> None:
+        self.rows.append((state.current.record.start, row["step"]))
+
+
+def test_trials_are_told_of_as_they_come() -> None:
+    told = Told()
+    state = MultilevelRun(Plain(), chosen_from(), told).run()
+    every = [[row["step"] for row in alone(chosen_from(), start).history] for start in range(COUNT)]
+    trial = [row["step"] for row in state.history if row["level"] == 0]
+    expected = [(start, step) for start in range(COUNT) for step in every[start][: len(trial)]]
+    chosen = state.levels[0].record.start
+    assert told.rows == expected + [(chosen, step) for step in every[chosen][len(trial) :]]
+    assert told.networks == [0, 1, 2, None]
+    labels = [note for note in told.notes if note.startswith("initial network")]
+    assert labels[:-1] == [f"initial network {k + 1} of {COUNT}" for k in range(COUNT)]
+
+
+def test_notes_of_trials_are_passed_on() -> None:
+    class Pole(Plain):
+        def residual(self, p: Site) -> torch.Tensor:
+            return p.u.laplacian / 0.0
+
+    told = Told()
+    state = MultilevelRun(Pole(), chosen_from(), told).run()
+    assert state.current.record.stop_reason == "non_finite"
+    starts = [note for note in told.notes if "starts with a loss that is not finite" in note]
+    assert len(starts) == COUNT
+
+
+def same_run(found: RunState, expected: RunState) -> None:
+    """Assert that two runs are the same but for the clock."""
+    for one, other in zip(found.levels, expected.levels, strict=True):
+        same_tensors(one.best, other.best)
+        same_tensors(dict(one.system.named_parameters()), dict(other.system.named_parameters()))
+        assert replace(one.record, wall_s=0.0) == replace(other.record, wall_s=0.0)
+        assert (one.best_score, one.best_step) == (other.best_score, other.best_step)
+    rows = [[{**row, "wall_s": 0} for row in state.history] for state in (found, expected)]
+    assert rows[0] == rows[1]
+    assert found.trials is None and expected.trials is None
+
+
+@pytest.mark.parametrize("levels", [1, 2, 3])
+def test_every_saved_state_goes_on_to_the_same_end(levels: int, tmp_path: Path) -> None:
+    run, told = chosen_from(levels=levels), Told()
+    whole = MultilevelRun(Plain(), run, told).run()
+    numbers = [state.trials.number if state.trials else None for state in told.kept]
+    assert all(number in numbers for number in (0, 1, 2, None))
+    for k, state in enumerate(told.kept):
+        back = restore_state(read_checkpoint(save(tmp_path / f"{k}.h5", state)))
+        assert (back.trials is None) == (state.trials is None)
+        if back.trials and state.trials:
+            assert replace(back.trials, best=None) == replace(state.trials, best=None)
+            assert (back.trials.best is None) == (state.trials.best is None)
+            if back.trials.best and state.trials.best:
+                same_run(back.trials.best, state.trials.best)
+        if not state.finished:
+            same_run(MultilevelRun(Plain(), run, state=back).run(), whole)
+
+
+def test_seconds_of_all_trials_count() -> None:
+    told = Told()
+    MultilevelRun(Plain(), chosen_from(), told).run()
+    clock = [state.elapsed for state in told.kept]
+    assert clock == sorted(clock)
+    later = [state for state in told.kept if state.trials and state.trials.number == 2]
+    for state in later:
+        assert state.trials is not None and state.trials.best is not None
+        done = state.trials.wall_s + sum(x.record.wall_s for x in state.trials.best.levels)
+        own = state.levels[0].record.wall_s
+        assert state.elapsed == pytest.approx(done + own, rel=1e-6) and own < state.elapsed
+
+
+def fewer(trials: h5py.Group) -> None:
+    trials.attrs.modify("count", 2)
+
+
+def no_sum(trials: h5py.Group) -> None:
+    del trials.attrs["evaluations"]
+
+
+def no_best(trials: h5py.Group) -> None:
+    del trials["best"]
+
+
+def no_part(trials: h5py.Group) -> None:
+    del trials["best/parts/main"]
+
+
+def no_level(trials: h5py.Group) -> None:
+    del trials["best/parts/main/levels/0"]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (fewer, "/trials/scores: "),
+        (no_sum, "/trials@evaluations: "),
+        (no_best, "/trials/best: is missing"),
+        (no_part, "/trials/best/parts/main: is missing"),
+        (no_level, "/trials/best/parts/main/levels: has"),
+    ],
+)
+def test_trials_that_do_not_fit_are_refused(
+    change: Callable[[h5py.Group], None], reason: str, tmp_path: Path
+) -> None:
+    told = Told()
+    MultilevelRun(Plain(), chosen_from(), told).run()
+    state = next(state for state in told.kept if state.trials and state.trials.number == 2)
+    path = save(tmp_path / "c.h5", state)
+    image = io.BytesIO(path.read_bytes())
+    with h5py.File(image, "r+") as file:
+        change(file["trials"])
+    write_sealed(path, image.getvalue()[USER_BLOCK:])
+    with pytest.raises(CheckpointError, match=reason):
+        read_checkpoint(path)
+
+
 class StopAfter:
     """Asks to stop at the n-th time it is asked."""
 
@@ -126,20 +281,82 @@ def history(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("asked", [0, 3, 9, 11, 14])
+def same_folder(found: Path, expected: Path) -> None:
+    """Assert that two folders hold the same run but for the clock."""
+    for one, other in zip(history(found), history(expected), strict=True):
+        assert {**one, "wall_s": 0} == {**other, "wall_s": 0}
+    same_run(*(restore_state(read_checkpoint(f / "checkpoint.h5")) for f in (found, expected)))
+
+
+@pytest.mark.parametrize("asked", [0, 3, 5, 9, 11, 14])
 def test_interrupted_runs_go_on_as_if_they_never_were(asked: int, tmp_path: Path) -> None:
     whole = api.solve(CONFIG, out=tmp_path / "whole")
     out = tmp_path / "run"
     first = api.solve(CONFIG, out=out, stop=StopAfter(asked), on_interrupt="return")
     assert first.status == "interrupted"
+    state = restore_state(read_checkpoint(out / "checkpoint.h5"))
+    assert (state.trials.number if state.trials else 3, state.total_steps) == (
+        (asked // 4, asked % 4 + 1) if asked < 12 else (3, asked - 12 + 4 + 1)
+    )
+    assert first.wall_s == state.elapsed
     again = api.solve(CONFIG, out=out, resume=True)
     assert again.status == "completed" and again.loss == whole.loss
-    lines = [
-        (tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("run", "whole")
-    ]
-    found, expected = ([json.loads(line) for line in part] for part in lines)
-    for one, other in zip(found, expected, strict=True):
-        assert {**one, "wall_s": 0} == {**other, "wall_s": 0}
+    same_folder(out, tmp_path / "whole")
+
+
+def test_a_run_stopped_after_every_step_is_the_same(tmp_path: Path) -> None:
+    api.solve(CONFIG, out=tmp_path / "whole")
+    out = tmp_path / "run"
+    status = api.solve(CONFIG, out=out, stop=StopAfter(0), on_interrupt="return").status
+    sessions = 1
+    while status == "interrupted":
+        stop = StopAfter(0)
+        status = api.solve(CONFIG, out=out, resume=True, stop=stop, on_interrupt="return").status
+        sessions += 1
+    assert sessions >= 16  # of four steps on the first level, three times, and on the second
+    same_folder(out, tmp_path / "whole")
+
+
+def test_on_time_nothing_is_chosen_and_the_trials_go_on(tmp_path: Path) -> None:
+    whole, out = api.solve(CONFIG, out=tmp_path / "whole"), tmp_path / "run"
+    api.solve(CONFIG, out=out, stop=StopAfter(8), on_interrupt="return")  # in the last trial
+    limited = api.solve(CONFIG, ["training.time_limit=1e-6"], out=out, resume=True)
+    assert limited.status == "time_limit" and limited.summary["stop_reason"] == "time"
+    state = restore_state(read_checkpoint(out / "checkpoint.h5"))
+    assert state.trials is not None and state.trials.number == 2 and state.total_steps == 2
+    best = min([*state.trials.scores, state.score])
+    assert state.outcome.score == best < max(*state.trials.scores, state.score)
+    assert state.outcome is state.trials.best  # one after four steps
+    rows = [row for row in history(out) if row["heldout_score"] == best]
+    assert limited.loss == rows[-1]["loss"] == limited.solution.history["loss"][-1]
+    assert limited.levels[0]["stop_reason"] != "time"
+    assert limited.wall_s == state.elapsed > state.outcome.elapsed
+    again = api.solve(CONFIG, out=out, resume=True)
+    assert again.status == "completed" and again.loss == whole.loss
+    same_folder(out, tmp_path / "whole")
+
+
+def test_the_newest_run_with_trials_left_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    first = api.solve(CONFIG, stop=StopAfter(8), on_interrupt="return")
+    limited = api.solve(CONFIG, ["training.time_limit=1e-6"], resume=True)
+    again = api.solve(CONFIG, resume=True)
+    assert first.folder == limited.folder == again.folder
+    assert (limited.status, again.status) == ("time_limit", "completed")
+
+
+def test_lines_say_which_network_they_are_of(tmp_path: Path) -> None:
+    stream = io.StringIO()
+    api.solve(CONFIG, out=tmp_path / "run", display=Lines(stream))
+    lines = stream.getvalue().splitlines()
+    for number in (1, 2, 3):
+        place = lines.index(f"initial network {number} of 3")
+        assert lines[place + 1].startswith(f"network {number}, level 0: ")
+        steps = [line for line in lines if line.startswith(f"network {number}, level 0  step ")]
+        assert len(steps) == 3  # steps 0, 2 and 4
+    assert sum(line.startswith("level 1  step ") for line in lines) == 3
 
 
 def test_one_start_is_no_choice() -> None:

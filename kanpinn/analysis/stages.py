@@ -26,6 +26,7 @@ from kanpinn.training.hierarchy import (
     on_knots,
     refine_system,
 )
+from kanpinn.training.initial import initial_system
 from kanpinn.training.run_options import network_seed
 from kanpinn.training.windows import window_problem
 
@@ -131,13 +132,5 @@ def _history(solution: Solution, problem: Problem) -> History:
 def _initial(history: History, problem: Problem, record: LevelRecord, like: System) -> System:
     """The random networks that a run begins with: they follow from its seed."""
     config, rules = history.config, history.rules(0, record.level)
-
-    def finer(knots: tuple[Knots, ...]) -> tuple[Knots, ...]:
-        for rule in rules:
-            knots = rule.apply(knots)
-        return knots
-
-    generator = torch.Generator().manual_seed(network_seed(config.seed, record.start))
-    parameter = next(iter(like.parameters()))
-    dtype, device = parameter.dtype, parameter.device
-    return build_system(problem, config.model, generator, dtype, device, finer, like.past)
+    seed, parameter = network_seed(config.seed, record.start), next(iter(like.parameters()))
+    return initial_system(problem, config.model, seed, rules, parameter, like.past)

@@ -60,6 +60,8 @@ def _is_unfinished(folder: RunFolder, training: TrainingOptions) -> bool:
     summary = folder.read_summary() or {}
     try:
         record = summary["levels"][-1]
+        if summary.get("stop_reason"):  # in the midst of trials the levels are those of the best
+            record = {**record, "stop_reason": summary["stop_reason"]}
         return _goes_on(record, float(summary["wall_s"]), summary, training)
     except (LookupError, TypeError, ValueError):  # a summary that was edited
         return False

@@ -95,16 +95,17 @@ class SolveResult:
 
 def status_of(state: RunState, target: TargetOptions) -> Status:
     """How a run ended, from its state alone."""
-    record, given = state.current.record, target.given
-    if record.stop_reason == StopReason.INTERRUPTED:
+    reason, found = state.current.record.stop_reason, state.outcome
+    loss = found.current.record.loss or 0.0
+    if reason == StopReason.INTERRUPTED:
         return Status.INTERRUPTED
-    if record.stop_reason == StopReason.NON_FINITE or not math.isfinite(record.loss or 0.0):
+    if reason == StopReason.NON_FINITE or not math.isfinite(loss):
         return Status.DIVERGED
-    if given:
-        rows = [state.history[-1], best_row(state)]
+    if target.given:
+        rows = [found.history[-1], best_row(found)]
         reached = any(target.met(row) for row in rows)
         return Status.TARGET_REACHED if reached else Status.TARGET_MISSED
-    return Status.TIME_LIMIT if record.stop_reason == StopReason.TIME else Status.COMPLETED
+    return Status.TIME_LIMIT if reason == StopReason.TIME else Status.COMPLETED
 
 
 def best_row(state: RunState) -> Mapping[str, Any]:
@@ -125,7 +126,7 @@ def overfitting(state: RunState, problem: Problem) -> str | None:
     Compared are the root of the loss and the held-out score of the default solution, which are the
     same mean square on other rows. ``None`` where the two are close, or close to round-off.
     """
-    row = best_row(state) if problem.held_out_blocks() else {}
+    row = best_row(state.outcome) if problem.held_out_blocks() else {}
     loss, unseen = row.get("loss"), row.get("heldout_score")
     if loss is None or unseen is None or not (loss >= 0 and unseen > ROUND_OFF):
         return None
@@ -151,6 +152,8 @@ def summarise(
     Numbers are those of the default solution, the best iterate by the held-out score; each level's
     record says what its last iterate had.
     """
+    elapsed, reason = state.elapsed, state.current.record.stop_reason if state.levels else None
+    state = state.outcome
     row = best_row(state) if state.levels else {}
     level, iterate = state.solution if state.levels else (None, "best")
     last = iterate == "last"
@@ -163,7 +166,8 @@ def summarise(
         "heldout_residual": row.get("heldout_residual"),
         "loss": row.get("loss"),
         "estimated_error": row.get("estimated_error"),
-        "wall_s": state.elapsed,
+        "stop_reason": reason,
+        "wall_s": elapsed,
         "n_params": level.record.n_params if level else None,
         "device": str(options.device),
         "dtype": config.dtype,

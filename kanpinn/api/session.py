@@ -208,7 +208,7 @@ class _Session:
         """Take the state from the folder's checkpoint."""
         checkpoint = recall(self.folder, self.prepared, self.config)
         state = None if checkpoint is None else restored(checkpoint, self.prepared, self.config)
-        if checkpoint is None or state is None or not state.total_steps:
+        if checkpoint is None or state is None or not (state.total_steps or state.trials):
             self._note("no steps had been saved: training starts from the beginning")
             self.writer.restart_metrics([])
             return

@@ -58,13 +58,13 @@ class Checkpoint:
 
     @property
     def history(self) -> list[dict[str, Any]]:
-        """One dictionary per logged line."""
-        return self.content.history
+        """One dictionary per logged line; while networks are tried, of the best one so far."""
+        return self.content.outcome.history
 
     @property
     def levels(self) -> list[LevelRecord]:
-        """Records of the levels begun so far."""
-        return [level.record for level in self.content.levels]
+        """Records of the levels begun so far, likewise."""
+        return [level.record for level in self.content.outcome.levels]
 
     @property
     def finished(self) -> bool:

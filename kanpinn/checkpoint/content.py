@@ -183,6 +183,29 @@ class TrainingContent:
 
 
 @dataclass(frozen=True)
+class TrialsContent:
+    """Where the choice among initial networks stands: see :class:`kanpinn.training.Trials`.
+
+    Attributes:
+        count: networks to be tried.
+        scores: of those that are done.
+        wall_s: seconds spent on those done that are not the best.
+        evaluations: likewise.
+        operations: likewise.
+        best: the run as the best one of them left it, ``None`` before one is done.
+        decides: whether the best one is better than the one under way, too.
+    """
+
+    count: int
+    scores: tuple[float, ...]
+    wall_s: float
+    evaluations: int
+    operations: int
+    best: RunContent | None
+    decides: bool
+
+
+@dataclass(frozen=True)
 class RunContent:
     """A whole run.
 
@@ -195,6 +218,7 @@ class RunContent:
         config: the resolved config.
         problem: what was solved.
         provenance: versions, machine, time.
+        trials: while initial networks are tried, those before the one that the rest is of.
     """
 
     system: SystemContent
@@ -205,6 +229,13 @@ class RunContent:
     config: dict[str, Any]
     problem: dict[str, Any]
     provenance: dict[str, Any]
+    trials: TrialsContent | None = None
+
+    @property
+    def outcome(self) -> RunContent:
+        """What the run's result is of: see :attr:`kanpinn.training.RunState.outcome`."""
+        trials = self.trials
+        return trials.best if trials and trials.best and trials.decides else self
 
     def parameters(self) -> Iterator[NDArray[Any]]:
         """All arrays of parameters, knots and scalars, of both iterates."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache
 from itertools import pairwise
 from typing import Any, TypeVar, cast
 
 import h5py
+import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from kanpinn import __version__
@@ -24,6 +25,7 @@ from kanpinn.checkpoint.content import (
     RunContent,
     SystemContent,
     TrainingContent,
+    TrialsContent,
 )
 from kanpinn.checkpoint.envelope import USER_BLOCK
 from kanpinn.checkpoint.history import put_history, read_history
@@ -74,6 +76,12 @@ def _put_run(file: h5py.File, content: RunContent) -> None:
     put_json(file, "problem", content.problem)
     put_json(file, "provenance", content.provenance)
     put_json(file, "system", asdict(content.system))
+    _put_state(file, content)
+    if content.trials is not None:
+        _put_trials(file.create_group("trials"), content.trials)
+
+
+def _put_state(file: h5py.Group, content: RunContent) -> None:
     put_history(file, content.history)
     parts = file.create_group("parts")
     for name, part in content.parts.items():
@@ -83,6 +91,14 @@ def _put_run(file: h5py.File, content: RunContent) -> None:
     for number, level in enumerate(content.levels):
         _put_level(records.create_group(str(number)), level)
     _put_training(file.create_group("state"), content.training)
+
+
+def _put_trials(group: h5py.Group, trials: TrialsContent) -> None:
+    put_attributes(group, count=trials.count, decides=trials.decides, wall_s=float(trials.wall_s))
+    put_attributes(group, evaluations=trials.evaluations, operations=trials.operations)
+    put_array(group, "scores", np.array(trials.scores, dtype="<f8"))
+    if trials.best is not None:
+        _put_state(group.create_group("best"), trials.best)
 
 
 def _put_part(group: h5py.Group, part: PartContent) -> None:
@@ -165,24 +181,44 @@ def _read_run(root: Node) -> RunContent:
             "it needs a newer kanpinn"
         )
     system = _record(SystemContent, root.mapping("system"), "/system")
-    parts = {name: _read_part(root.group("parts").group(name)) for name in system.parts}
-    records = root.group("records")
-    read = [
-        _read_level(records.group(str(number)), system)
-        for number in range(records.integer("count", least=1))
-    ]
+    described = {name: root.mapping(name) for name in ("config", "problem", "provenance")}
+    content = _read_state(root, system, described)
+    if "trials" not in root:  # nor was it in files of earlier versions
+        return content
+    return replace(content, trials=_read_trials(root.group("trials"), system, described))
+
+
+def _read_state(node: Node, system: SystemContent, described: dict[str, Any]) -> RunContent:
+    records = node.group("records")
     content = RunContent(
         system=system,
-        parts=parts,
-        levels=tuple(read),
-        training=_read_training(root.group("state")),
-        history=read_history(root),
-        config=root.mapping("config"),
-        problem=root.mapping("problem"),
-        provenance=root.mapping("provenance"),
+        parts={name: _read_part(node.group("parts").group(name)) for name in system.parts},
+        levels=tuple(
+            _read_level(records.group(str(number)), system)
+            for number in range(records.integer("count", least=1))
+        ),
+        training=_read_training(node.group("state")),
+        history=read_history(node),
+        **described,
     )
-    _check_parts(content)
+    _check_parts(content, node.path)
     return content
+
+
+def _read_trials(node: Node, system: SystemContent, described: dict[str, Any]) -> TrialsContent:
+    scores, count = node.array("scores", ("float64",)), node.integer("count", least=1)
+    if scores.ndim != 1 or len(scores) >= count:
+        raise CheckpointError(f"{node.path}/scores: {scores.shape} scores of {count} networks")
+    best = _read_state(node.group("best"), system, described) if len(scores) else None
+    return TrialsContent(
+        count=count,
+        scores=tuple(scores.tolist()),
+        wall_s=node.number("wall_s"),
+        evaluations=node.integer("evaluations"),
+        operations=node.integer("operations"),
+        best=best,
+        decides=node.flag("decides"),
+    )
 
 
 def _read_part(node: Node) -> PartContent:
@@ -293,13 +329,13 @@ def _read_arrays(node: Node) -> dict[str, Any]:
     return {name: node.array(name) for name in node}
 
 
-def _check_parts(content: RunContent) -> None:
+def _check_parts(content: RunContent, place: str) -> None:
     """Parts fit the system, have the levels of their window, and all numbers are of one type."""
     names = content.system.coordinates
     if not content.parts or not set(content.system.spatial) <= set(range(len(names))):
         raise CheckpointError("/system: has no parts, or space axes that are no coordinates")
     for name, part in content.parts.items():
-        path = f"/parts/{name}"
+        path = f"{place}/parts/{name}"
         if part.inputs.names != names or len(part.inputs.bounds) != len(names):
             raise CheckpointError(f"{path}/inputs: does not have the coordinates {list(names)}")
         if not all(-math.inf < low < high < math.inf for low, high in part.inputs.bounds):
@@ -319,7 +355,7 @@ def _check_parts(content: RunContent) -> None:
                 )
     types = sorted({array.dtype.name for array in content.parameters()})
     if len(types) != 1:
-        raise CheckpointError(f"/parts: parameters of several types: {', '.join(types)}")
+        raise CheckpointError(f"{place}/parts: parameters of several types: {', '.join(types)}")
 
 
 def _record(kind: type[Record], value: Any, path: str) -> Record:

@@ -22,6 +22,7 @@ from kanpinn.checkpoint.content import (
     RunContent,
     SystemContent,
     TrainingContent,
+    TrialsContent,
     network_name,
     part_key,
 )
@@ -41,7 +42,7 @@ from kanpinn.models import (
 )
 from kanpinn.residuals import Coordinates, System
 from kanpinn.splines import Knots
-from kanpinn.training import LevelState, RunState, Weights
+from kanpinn.training import LevelState, RunState, Trials, Weights
 from kanpinn.training.state import snapshot
 
 _KINDS: dict[str, type[Network]] = {"kan": KAN, "multichannel": MultichannelMLP, "mlp": MLP}
@@ -102,6 +103,21 @@ def describe_run(
         config=dict(config),
         problem=dict(problem),
         provenance=dict(provenance),
+        trials=_describe_trials(state, config, problem, provenance) if state.trials else None,
+    )
+
+
+def _describe_trials(state: RunState, *described: Mapping[str, Any]) -> TrialsContent:
+    trials = state.trials
+    assert trials is not None
+    return TrialsContent(
+        count=trials.count,
+        scores=tuple(trials.scores),
+        wall_s=trials.wall_s,
+        evaluations=trials.evaluations,
+        operations=trials.operations,
+        best=describe_run(trials.best, *described) if trials.best else None,
+        decides=state.outcome is not state,
     )
 
 
@@ -227,9 +243,23 @@ def rebuild_run(
         elapsed=training.elapsed,
         restarts=training.restarts,
         finished=training.finished,
+        trials=_rebuild_trials(content.trials, device, dtype) if content.trials else None,
     )
     state.join_windows()
     return state
+
+
+def _rebuild_trials(
+    content: TrialsContent, device: torch.device, dtype: torch.dtype | None
+) -> Trials:
+    return Trials(
+        count=content.count,
+        scores=list(content.scores),
+        best=rebuild_run(content.best, device, dtype) if content.best else None,
+        wall_s=content.wall_s,
+        evaluations=content.evaluations,
+        operations=content.operations,
+    )
 
 
 def _rebuild_weights(

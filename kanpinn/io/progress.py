@@ -29,6 +29,9 @@ class Display(Protocol):
     def begin(self, hierarchy: Hierarchy) -> None:
         """The levels to come."""
 
+    def network(self, label: str) -> None:
+        """Which initial network the levels and lines to come are of; empty once one is chosen."""
+
     def level(self, record: LevelRecord) -> None:
         """A level begins or is continued."""
 
@@ -54,6 +57,8 @@ def describe(row: Mapping[str, Any], digits: int = 3, between: str = "  ") -> st
 class Silent:
     """Shows nothing."""
 
+    of_network = ""  # stands before the name of a level
+
     def __enter__(self) -> Self:
         return self
 
@@ -67,6 +72,10 @@ class Silent:
 
     def begin(self, hierarchy: Hierarchy) -> None:
         """Do nothing."""
+
+    def network(self, label: str) -> None:
+        """Remember it."""
+        self.of_network = f"{label}, " if label else ""
 
     def level(self, record: LevelRecord) -> None:
         """Do nothing."""
@@ -92,12 +101,13 @@ class Lines(Silent):
         """Say what the level is."""
         intervals = "/".join(str(n) for n in record.n_intervals)
         knots = f"intervals {intervals}, " if intervals else ""
-        self.note(f"{record.label}: {knots}{record.n_params} parameters, {record.n_points} points")
+        name = f"{self.of_network}{record.label}"
+        self.note(f"{name}: {knots}{record.n_params} parameters, {record.n_points} points")
 
     def row(self, row: Mapping[str, Any], record: LevelRecord) -> None:
         """Print the line."""
-        window = f"window {record.window}, " if record.window else ""
-        self.note(f"{window}level {row['level']}  step {row['step']:>6}  {describe(row)}")
+        name = f"{self.of_network}{record.label}"
+        self.note(f"{name}  step {row['step']:>6}  {describe(row)}")
 
     def note(self, text: str) -> None:
         """Print the text."""
@@ -148,7 +158,7 @@ class Bars(Silent):
             "",
             total=self.totals.get(record.level, 0),
             completed=record.steps,
-            level=record.label,
+            level=f"{self.of_network}{record.label}",
             values=f"{record.n_params} parameters",
         )
 

@@ -335,6 +335,11 @@ class RunObserver:
     ) -> None:
         self.writer, self.save, self.display, self.stop = writer, save, display, stop
 
+    def on_network(self, state: RunState) -> None:
+        """Another initial network is turned to: the metrics are then those of its state."""
+        self.writer.restart_metrics(state.history)
+        self.display.network("" if state.trials is None else f"network {state.trials.number + 1}")
+
     def on_level(self, state: RunState) -> None:
         """A level begins: log it and make it durable."""
         record = state.current.record

@@ -23,6 +23,7 @@ from kanpinn.optimisers.lsqr import lsqr
 from kanpinn.optimisers.operations import (
     Meter,
     cholesky,
+    orthogonal,
     product,
     substitution,
     triangle,
@@ -367,7 +368,8 @@ class DualModel(LinearModel):
     ) -> None:
         jacobian = torch.cat([piece[:, :-1] for piece in objective.jacobian_rows(theta)])
         self.meter = Meter()
-        self.meter.add(product(*jacobian.shape) + triangle(*jacobian.shape))
+        self.meter.add(product(*jacobian.shape))
+        self.meter.add(triangle(*jacobian.shape) + orthogonal(*jacobian.shape))
         self.residuals, self.loss = residuals, residuals.square().sum()
         self.gradient = 2 * (jacobian.mT @ residuals)
         self.scale = scale_of(jacobian.square().sum(0))

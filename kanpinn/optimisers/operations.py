@@ -22,6 +22,11 @@ def triangle(rows: int, columns: int) -> int:
     return 2 * max(rows, columns) * min(rows, columns) ** 2
 
 
+def orthogonal(rows: int, columns: int) -> int:
+    """The orthogonal factor of that, its ``n`` columns formed from the reflections: ``2 m n^2``."""
+    return triangle(rows, columns)
+
+
 def cholesky(size: int) -> int:
     """``A = L L^T``: ``n^3 / 3``."""
     return size**3 // 3

@@ -62,6 +62,7 @@ class Solution:
         problem: Mapping[str, Any] | None = None,
         provenance: Mapping[str, Any] | None = None,
     ) -> None:
+        state = state.outcome
         run = _Run(state, config or {}, problem or {}, provenance or {})
         self._set_up(run, *state.solution)
 

@@ -17,7 +17,7 @@ from kanpinn.training.options import (
     WorkOptions,
 )
 from kanpinn.training.run_options import RunOptions
-from kanpinn.training.state import LevelRecord, LevelState, NullObserver, Observer, RunState
+from kanpinn.training.state import LevelRecord, LevelState, NullObserver, Observer, RunState, Trials
 from kanpinn.training.weight_options import AttentionOptions, BalanceOptions, CausalOptions
 from kanpinn.training.weighting import Weights
 
@@ -47,6 +47,7 @@ __all__ = [
     "SmoothingOptions",
     "TargetOptions",
     "TrainingOptions",
+    "Trials",
     "Weights",
     "WorkOptions",
     "build_hierarchy",

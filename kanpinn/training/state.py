@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol
@@ -129,6 +130,37 @@ class LevelState:
 
 
 @dataclass
+class Trials:
+    """Where the choice among several initial networks stands, see :mod:`kanpinn.training.starts`.
+
+    Attributes:
+        count: networks to be tried.
+        scores: held-out scores of the trials that are done, in their order.
+        best: the state of the best one of these.
+        wall_s: seconds spent on the levels of the others that are done.
+        evaluations: likewise.
+        operations: likewise.
+    """
+
+    count: int
+    scores: list[float] = field(default_factory=list)
+    best: RunState | None = None
+    wall_s: float = 0.0
+    evaluations: int = 0
+    operations: int = 0
+
+    @property
+    def number(self) -> int:
+        """That of the trial under way, and how many are done."""
+        return len(self.scores)
+
+    @property
+    def label(self) -> str:
+        """The trial under way in words."""
+        return f"initial network {self.number + 1} of {self.count}"
+
+
+@dataclass
 class RunState:
     """The whole state of a run between two steps.
 
@@ -143,6 +175,7 @@ class RunState:
         elapsed: seconds spent in all sessions of the run.
         restarts: restarts after non-finite losses on this level.
         finished: whether the last level is done.
+        trials: while initial networks are tried, those before: the rest is of the one under way.
     """
 
     levels: list[LevelState] = field(default_factory=list)
@@ -155,6 +188,7 @@ class RunState:
     elapsed: float = 0.0
     restarts: int = 0
     finished: bool = False
+    trials: Trials | None = None
 
     @property
     def current(self) -> LevelState:
@@ -179,6 +213,22 @@ class RunState:
             if met or stopped["heldout_score"] < level.best_score:
                 return self.current, "last"
         return level, "best"
+
+    @property
+    def score(self) -> float:
+        """The held-out score of the solution; infinite where no iterate has a finite one."""
+        (level, iterate), stopped = self.solution, self.stopped
+        last = stopped is not None and iterate == "last"
+        score: float = stopped["heldout_score"] if stopped and last else level.best_score
+        return score if math.isfinite(score) else math.inf
+
+    @property
+    def outcome(self) -> RunState:
+        """The state that the run's result is of: this, or while networks are tried, the best."""
+        best = self.trials.best if self.trials else None
+        if best is None or (self.levels and self.score < best.score):
+            return self
+        return best
 
     @property
     def stopped(self) -> dict[str, Any] | None:
@@ -226,6 +276,9 @@ class RunState:
 class Observer(Protocol):
     """What the training loop reports to: logs, progress bars, stores."""
 
+    def on_network(self, state: RunState) -> None:
+        """Another initial network is turned to: lines so far give way to ``state.history``."""
+
     def on_level(self, state: RunState) -> None:
         """A level begins; its record is ``state.current.record``."""
 
@@ -244,6 +297,9 @@ class Observer(Protocol):
 
 class NullObserver:
     """Reports nothing, stops never."""
+
+    def on_network(self, state: RunState) -> None:
+        """Do nothing."""
 
     def on_level(self, state: RunState) -> None:
         """Do nothing."""
