@@ -43,6 +43,7 @@ class LevelPlan:
         n_points: points trained on, by block.
         steps: of all phases.
         memory_mib: estimate of what training takes beside the program itself.
+        dtype: type of all its numbers.
         solvers: the linear solver of each phase on these points, ``None`` for other methods than
             ``lm``, where the level is skipped, and where the rows of a penalty would decide.
         at_most: whether intervals and parameters are the most that training may arrive at.
@@ -57,6 +58,7 @@ class LevelPlan:
     n_points: Mapping[str, int]
     steps: int
     memory_mib: float
+    dtype: str
     solvers: tuple[str | None, ...]
     at_most: bool = False
     work: float | None = None
@@ -133,6 +135,7 @@ def plan(prepared: Prepared) -> list[LevelPlan]:
                 n_points=points,
                 steps=sum(level.steps),
                 memory_mib=sizes.total() / MIB,
+                dtype=options.dtype_name(level.index),
                 solvers=sizes.solvers(),
                 at_most=level.at_most,
                 work=work.on(level.index) if work else None,
@@ -187,7 +190,7 @@ class _Sizes:
 
     @property
     def _number(self) -> int:
-        return 8 if self.prepared.run.options.dtype is torch.float64 else 4
+        return self.prepared.run.options.dtype_on(self.level.index).itemsize
 
     def _features(self, number: int, layer: Layer) -> int:
         """Features of a layer on this level."""

@@ -251,17 +251,18 @@ def _rows(
                 (rows, _own_rows(block, owner, specs, at.rows(rows)))
                 for rows, owner in system.pieces(at.x)
             ]
-            found = parts[0][1].new_empty(len(at), parts[0][1].shape[1])
+            found = torch.empty(len(at), parts[0][1].shape[1], dtype=torch.float64)
             for where, values in parts:
-                found[where] = values
-            pieces.append(found.double().cpu())
+                found[where if isinstance(where, slice) else where.cpu()] = values.double().cpu()
+            pieces.append(found)
     return torch.cat(pieces).numpy()
 
 
 def _own_rows(
     block: ResidualBlock, system: System, specs: Mapping[str, JetSpec], at: Points
 ) -> Tensor:
-    """Residual rows ``(n, m)`` of a system's own networks."""
+    """Residual rows ``(n, m)`` of a system's own networks, in their type."""
+    at = at.to(next(system.parameters()).dtype)
     prepared = {
         name: system.parts[name].prepare(at.x, spec, at.side) for name, spec in specs.items()
     }

@@ -85,7 +85,7 @@ class Solution:
         Args:
             path: the folder of a run, or the file.
             device: where it is to be evaluated.
-            dtype: floating-point type to evaluate in, by default the stored one.
+            dtype: floating-point type to evaluate in, by default that of every level.
 
         Raises:
             CheckpointError: naming the file and what is wrong with it.

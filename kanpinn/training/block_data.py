@@ -35,7 +35,7 @@ class BlockData:
 
     Args:
         block: the residual.
-        points: one :class:`Points` per joined site.
+        points: one :class:`Points` per joined site; they take the system's type.
         system: prepares the points.
         chunk: rows evaluated at once, or ``None`` for the rule on memory.
 
@@ -50,7 +50,8 @@ class BlockData:
         system: System,
         chunk: int | None = None,
     ) -> None:
-        self.block, self.points = block, tuple(points)
+        dtype = next(system.parameters()).dtype
+        self.block, self.points = block, tuple(site.to(dtype) for site in points)
         self.specs = required_jets(block, system)
         self.n_equations = n_equations(block, system)
         self._point = len(self.points) * point_operations(system, self.specs)

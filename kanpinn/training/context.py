@@ -15,6 +15,7 @@ from kanpinn.training.evaluation import (
     predict,
 )
 from kanpinn.training.h1_error import H1Error
+from kanpinn.training.hierarchy import in_type
 from kanpinn.training.objective import SystemObjective
 from kanpinn.training.parameters import ParameterPack
 from kanpinn.training.smoothing import Roughness
@@ -50,7 +51,11 @@ class LevelContext:
     roughness: Roughness | None = None
 
     def compare(self, coarse: System, record: LevelRecord) -> None:
-        """Record the loss before and after the prolongation, on these points, and the change."""
+        """Record the loss before and after the prolongation, on these points, and the change.
+
+        Both in this level's type.
+        """
+        coarse = in_type(coarse, next(self.system.parameters()).dtype)
         data = tuple(BlockData(d.block, d.points, coarse, d.size) for d in self.data)
         record.loss_before_prolongation = _loss(coarse, data)
         record.loss_after_prolongation = _loss(self.system, self.data)

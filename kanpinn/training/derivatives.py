@@ -47,13 +47,14 @@ def system_jets(system: System, x: Tensor, spec: JetSpec, side: Side = 1) -> lis
     for number, jet in enumerate(found[0]):
         data = jet.data.new_empty(jet.data.shape[0], len(x), jet.data.shape[2])
         for (rows, _), own in zip(pieces, found, strict=True):
-            data[:, rows] = own[number].data
+            data[:, rows] = own[number].data.to(data.dtype)
         jets.append(Jet(spec, data))
     return jets
 
 
 def _own_jets(system: System, x: Tensor, spec: JetSpec, side: Side) -> list[Jet]:
-    """The jets of a system's own networks."""
+    """The jets of a system's own networks, in their type."""
+    x = x.to(next(system.parameters()).dtype)
     sides = x.new_full((len(x),), side)
     return [part.jet(part.prepare(x, spec, sides)) for part in system.parts.values()]
 

@@ -252,7 +252,8 @@ def relative_l2(difference: Tensor, exact: Tensor) -> float | None:
 def predict(system: System, x: Tensor, fields: Sequence[str] | None = None) -> Tensor:
     """Fields ``(n, n_fields)`` at points ``(n, d)``, in chunks, without gradient.
 
-    Those named by ``fields``, in that order; all of them, network after network, by default.
+    Those named by ``fields``, in that order; all of them, network after network, by default. The
+    result has the type of the points, whatever that of the networks.
     """
     result = x.new_empty(len(x), len(fields or system.field_names))
     size = evaluation_rows(system)

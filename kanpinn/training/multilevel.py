@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import torch
 
@@ -103,7 +104,7 @@ class MultilevelRun:
         check_blocks(self.blocks, options.training)
         check_weighting(self.blocks, problem.coordinates, options.training)
         check_windows(problem, self.blocks, options.training.windows)
-        coarse = self._initial_system(())
+        coarse = self._random_system((), options.dtype_on(0))
         training, self.reasons = resolve_phases(options.training, self.blocks, coarse)
         self.options = replace(options, training=training)
         self.hierarchy: Hierarchy = build_hierarchy(coarse, training)
@@ -232,13 +233,15 @@ class MultilevelRun:
             ConfigError: naming the level, if knots do not nest, or a change of basis would leave
                 no digits in the run's own number type.
         """
-        first, *rest = [level.index for level in self.active]
-        system = self._initial_system(self._refinements_to(first))
-        for level in range(first + 1, rest[-1] + 1 if rest else 0):
-            with naming_level(level - 1):
-                if self.options.training.marks:
-                    as_splines(system)  # refuses what could not be judged
-                system = self._refine(system, level - 1, level)
+        trained = [level.index for level in self.active]
+        system = self._initial_system(trained[0])
+        for start, end in pairwise(trained):
+            for level in range(start + 1, end + 1):
+                with naming_level(level - 1):
+                    if self.options.training.marks:
+                        as_splines(system)  # refuses what could not be judged
+                    dtype = self.options.dtype_on(end) if level == end else torch.float64
+                    system = self._refine(system, level - 1, level, dtype)
 
     def check_scalars(self) -> None:
         """Take the scalars' derivatives on the points that training starts with.
@@ -247,7 +250,7 @@ class MultilevelRun:
             ProblemError: if no residual depends on one of them.
         """
         level = self.active[0]
-        system = self._initial_system(self._refinements_to(level.index))
+        system = self._initial_system(level.index)
         chunk = self.options.training.chunk
         check_scalars(
             system, (BlockData(b, self._points(b, level, 0), system, chunk) for b in self.blocks)
@@ -268,7 +271,7 @@ class MultilevelRun:
             previous = state.current.best_system() if choice else state.current.system
             system = self._next(previous, level)
         else:
-            system = self._initial_system(self._refinements_to(level.index))
+            system = self._initial_system(level.index)
         context = self._context(level, system)
         if not resumed:
             state.phase, state.step, state.restarts, state.optimiser = 0, 0, 0, {}
@@ -280,6 +283,7 @@ class MultilevelRun:
                 n_points=sum(data.n_points for data in context.data),
                 window=self.number,
                 start=self.options.start,
+                dtype=self.options.dtype_name(level.index),
             )
             if previous is not None:
                 record.start = state.current.record.start
@@ -295,8 +299,12 @@ class MultilevelRun:
         rules = [entry.refinement for entry in self.hierarchy.levels[1 : level + 1]]
         return [rule for rule in rules if rule is not None]
 
-    def _initial_system(self, refinements: Sequence[Refinement]) -> System:
-        """Random initial networks, on the knots that the refinements lead to."""
+    def _initial_system(self, level: int) -> System:
+        """Random initial networks on the knots of a level, in its type."""
+        return self._random_system(self._refinements_to(level), self.options.dtype_on(level))
+
+    def _random_system(self, refinements: Sequence[Refinement], dtype: torch.dtype) -> System:
+        """The same on the knots that the refinements lead to."""
         options = self.options
         generator = torch.Generator().manual_seed(options.network_seed)
 
@@ -305,25 +313,23 @@ class MultilevelRun:
                 knots = refinement.apply(knots)
             return knots
 
-        model, dtype, device = options.model, options.dtype, options.device
+        model, device = options.model, options.device
         return build_system(self.window, model, generator, dtype, device, finer, self.past)
 
-    def _refine(self, system: System, start: int, end: int) -> System:
+    def _refine(self, system: System, start: int, end: int, dtype: torch.dtype) -> System:
         """Through all levels from ``start`` to ``end``, those without steps included."""
-        for level in self.hierarchy.levels[start + 1 : end + 1]:
-            assert level.refinement is not None
-            system = refine_system(system, level.refinement, self.options.training.transfer)
-        return system
+        rules = self._refinements_to(end)[start:]
+        return refine_system(system, rules, self.options.training.transfer, dtype)
 
     def _next(self, previous: System, level: Level) -> System:
         """The networks of a level, from those of the level before."""
-        rule = level.refinement
+        rule, dtype = level.refinement, self.options.dtype_on(level.index)
         if rule is None or rule.share is None:
-            return self._refine(previous, self.state.current.record.level, level.index)
+            return self._refine(previous, self.state.current.record.level, level.index, dtype)
         points = self._all_points(level)
         with naming_level(level.index - 1):
             fine = adaptive_knots(previous, lambda system: self._data(points, system), rule)
-            return on_knots(previous, fine, self.options.training.transfer)
+            return on_knots(previous, fine, self.options.training.transfer, dtype)
 
     def _all_points(self, level: Level) -> AllPoints:
         extensions = self.state.extensions_to(level.index)

@@ -19,7 +19,8 @@ from kanpinn.optimisers import (
 )
 from kanpinn.training.weight_options import AttentionOptions, BalanceOptions, CausalOptions
 
-Number = TypeVar("Number", int, float)
+Precision = Literal["float64", "float32"]
+Entry = TypeVar("Entry", int, float, Precision)
 Steps = Annotated[int, Ge(0)]
 TrainedGroups = Annotated[
     tuple[str, ...],
@@ -46,7 +47,7 @@ class PhaseOptions:
         return _on_level(self.steps, level)
 
 
-def _on_level(entries: Number | tuple[Number, ...], level: int) -> Number:
+def _on_level(entries: Entry | tuple[Entry, ...], level: int) -> Entry:
     """The entry of a level; the last one holds for all further levels."""
     return entries[min(level, len(entries) - 1)] if isinstance(entries, tuple) else entries
 
@@ -274,6 +275,11 @@ class TrainingOptions:
         Literal["prolongation", "least_squares"],
         "how coefficients reach the next level: exactly, or refitted (grid extension, a baseline)",
     ] = "prolongation"
+    precision: Annotated[
+        tuple[Precision, ...] | None,
+        "type of all numbers on every level, coarsest first, in place of dtype; the last entry "
+        "holds for all further levels, entries beyond the last level are not used",
+    ] = None
     phases: Annotated[tuple[Phase, ...], "what is done on every level, in order"] = (AutoPhase(),)
     starts: Annotated[
         StartsOptions | None, "several random initial networks, the best of which goes on"
@@ -305,6 +311,11 @@ class TrainingOptions:
                     f"training.phases.{number}.steps: found an empty list, allowed: a number, or "
                     "one for every level"
                 )
+        if self.precision == ():
+            raise ConfigError(
+                "training.precision: found an empty list, allowed: null, or float32 or float64 for "
+                "every level"
+            )
         if not self.phases:
             raise ConfigError("training.phases: empty; at least one phase is needed")
         if not isinstance(self.refine, str) and len(self.refine) != self.levels - 1:
@@ -368,6 +379,10 @@ class TrainingOptions:
     def estimates(self) -> bool:
         """Whether the change of the solution since the level before is measured."""
         return self.adapts or self.target.estimated_error is not None
+
+    def precision_on(self, level: int) -> Precision | None:
+        """Type of a level by name, ``None`` where it is the run's own."""
+        return None if self.precision is None else _on_level(self.precision, level)
 
     def steps_of(self, phase: Phase, level: int) -> int:
         """Steps of a phase on a level; a budget without work skips the level."""

@@ -10,6 +10,8 @@ from kanpinn.models import ModelOptions
 from kanpinn.sampling import SamplingOptions, stream
 from kanpinn.training.options import TrainingOptions
 
+DTYPES = {"float64": torch.float64, "float32": torch.float32}
+
 
 @dataclass(frozen=True)
 class RunOptions:
@@ -23,6 +25,16 @@ class RunOptions:
     device: torch.device = torch.device("cpu")  # noqa: RUF009 - immutable
     workers: int = 1  # threads that share the chunks of points; no result depends on them
     start: int = 0  # which of this seed's random initial networks
+
+    def dtype_on(self, level: int) -> torch.dtype:
+        """Type of all numbers on a level."""
+        name = self.training.precision_on(level)
+        return self.dtype if name is None else DTYPES[name]
+
+    def dtype_name(self, level: int) -> str:
+        """The same by its name."""
+        dtype = self.dtype_on(level)
+        return next(name for name, known in DTYPES.items() if known is dtype)
 
     @property
     def network_seed(self) -> int:
