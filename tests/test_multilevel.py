@@ -374,7 +374,7 @@ def test_fine_only_starts_with_fresh_coefficients() -> None:
     fresh = system_of(Line(), replace(MODEL, intervals=4))
     assert (predict(fine, x) - predict(fresh, x)).abs().max() > 1e-3
     first = MultilevelRun(Line(), options([lbfgs((0, 1))], levels=2))
-    started = first._initial_system(1)
+    started = first.initial_system(1)
     assert torch.equal(predict(started, x), predict(fresh, x))
     assert state.levels[0].record.n_intervals == [4, 4]
 

@@ -37,7 +37,8 @@ from kanpinn.training import (
     predict,
 )
 from kanpinn.training.hierarchy import Refinement, in_type, knot_networks, refine_system
-from kanpinn.training.options import Precision, StartsOptions
+from kanpinn.training.options import StartsOptions
+from kanpinn.training.phase_options import Precision
 
 SINGLE, DOUBLE = torch.float32, torch.float64
 THIRDS = KANOptions(width=3, order=5, intervals=3)  # knots that float32 rounds

@@ -74,6 +74,11 @@ class RunConfig:
         "threads on the CPU, one per core by default; models below 10,000 parameters on the finest "
         "level share the Jacobian among them, larger ones every operation",
     ] = None
+    memory_mib: Annotated[
+        Annotated[float, Gt(0)] | None,
+        "MiB that a run may take beside the program itself; rows evaluated at once, kept features "
+        "and linear systems follow from it, and what could not fit is refused",
+    ] = None
     figures: Annotated[bool, "draw figures at the end of the run"] = True
     source: str = field(default="config", compare=False, metadata={"hidden": True})
 
@@ -163,6 +168,7 @@ def run_options(config: RunConfig) -> RunOptions:
         dtype=DTYPES[config.dtype],
         device=device,
         workers=_workers(config.threads) if device.type == "cpu" else 1,
+        memory_mib=config.memory_mib,
     )
 
 

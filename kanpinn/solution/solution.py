@@ -21,6 +21,7 @@ from kanpinn.solution.history import history_columns
 from kanpinn.splines import relu_to_spline
 from kanpinn.training import LevelRecord, LevelState, RunState, Weights
 from kanpinn.training.derivatives import Side
+from kanpinn.training.memory import Memory
 
 if TYPE_CHECKING:
     from scipy.interpolate import BSpline
@@ -71,7 +72,8 @@ class Solution:
         names = self._system.field_names
         listed = tuple(run.problem.get("fields", names))
         self.fields: tuple[str, ...] = listed if sorted(listed) == sorted(names) else names
-        self._evaluator = Evaluator(self._system, self.fields)
+        memory = Memory(run.config.get("memory_mib"))
+        self._evaluator = Evaluator(self._system, self.fields, memory)
 
     @classmethod
     def load(

@@ -75,7 +75,8 @@ class Drawing:
         (base,) = self._spread(block, level, count - drawn, "train", *key)
         (pool,) = self._spread(block, level, round(adaptive.pool * count), "pool", *key)
         seed = stream(options.seed, "adaptive", *key)
-        points = adapt_points(block, base, pool, drawn, before, adaptive, seed)
+        memory = options.memory(jacobian=False, blocks=1)
+        points = adapt_points(block, base, pool, drawn, before, adaptive, seed, memory)
         if points is not None:
             return (points,)
         self.note(

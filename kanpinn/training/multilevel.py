@@ -29,10 +29,7 @@ from kanpinn.training.checks import (
 from kanpinn.training.choice import resolve_phases
 from kanpinn.training.context import LevelContext
 from kanpinn.training.drawing import Drawing
-from kanpinn.training.evaluation import (
-    held_out_data,
-    held_out_equations,
-)
+from kanpinn.training.evaluation import held_out_data, held_out_equations
 from kanpinn.training.h1_error import ReferenceGradient
 from kanpinn.training.hierarchy import (
     Hierarchy,
@@ -48,6 +45,7 @@ from kanpinn.training.hierarchy import (
 from kanpinn.training.knot_insertion import adaptive_knots, as_splines
 from kanpinn.training.loop import Trainer
 from kanpinn.training.measures import Measures
+from kanpinn.training.memory import Memory
 from kanpinn.training.parameters import ParameterPack
 from kanpinn.training.run_options import RunOptions
 from kanpinn.training.smoothing import Roughness
@@ -78,6 +76,7 @@ class MultilevelRun:
 
     Attributes:
         options: with phases that are resolved: no other part of a run meets an ``auto``.
+        unbounded: the same before linear systems are held to the bound on memory.
         reasons: why the phases that were ``auto`` became what they are, by number.
 
     Raises:
@@ -106,7 +105,8 @@ class MultilevelRun:
         check_windows(problem, self.blocks, options.training.windows)
         coarse = self._random_system((), options.dtype_on(0))
         training, self.reasons = resolve_phases(options.training, self.blocks, coarse)
-        self.options = replace(options, training=training)
+        self.unbounded = replace(options, training=training)
+        self.options = self.unbounded.bounded(options.memory_mib)
         self.hierarchy: Hierarchy = build_hierarchy(coarse, training)
         check_networks(coarse, self.blocks)
         check_smoothness(coarse, self.blocks)
@@ -141,7 +141,7 @@ class MultilevelRun:
         count = self.options.training.windows
         self.window = window_problem(self.problem, number, count, self.past)
         self.blocks = self.window.blocks()
-        self._measures = Measures(self.problem, self.window, self._gradient)
+        self._measures = Measures(self.problem, self.window, self._gradient, self.memory(False))
 
     def _new_drawing(self) -> Drawing:
         """For the points of a time window."""
@@ -234,7 +234,7 @@ class MultilevelRun:
                 no digits in the run's own number type.
         """
         trained = [level.index for level in self.active]
-        system = self._initial_system(trained[0])
+        system = self.initial_system(trained[0])
         for start, end in pairwise(trained):
             for level in range(start + 1, end + 1):
                 with naming_level(level - 1):
@@ -250,11 +250,19 @@ class MultilevelRun:
             ProblemError: if no residual depends on one of them.
         """
         level = self.active[0]
-        system = self._initial_system(level.index)
+        system = self.initial_system(level.index)
         chunk = self.options.training.chunk
         check_scalars(
-            system, (BlockData(b, self._points(b, level, 0), system, chunk) for b in self.blocks)
+            system,
+            (
+                BlockData(b, self._points(b, level, 0), system, chunk, self.memory(True))
+                for b in self.blocks
+            ),
         )
+
+    def memory(self, jacobian: bool) -> Memory:
+        """What evaluations may take, where the Jacobian is made of what is evaluated, or is not."""
+        return self.options.memory(jacobian, len(self.blocks))
 
     def _roughness(self, system: System) -> Roughness | None:
         smoothing = self.options.training.smoothing
@@ -271,7 +279,7 @@ class MultilevelRun:
             previous = state.current.best_system() if choice else state.current.system
             system = self._next(previous, level)
         else:
-            system = self._initial_system(level.index)
+            system = self.initial_system(level.index)
         context = self._context(level, system)
         if not resumed:
             state.phase, state.step, state.restarts, state.optimiser = 0, 0, 0, {}
@@ -299,7 +307,7 @@ class MultilevelRun:
         rules = [entry.refinement for entry in self.hierarchy.levels[1 : level + 1]]
         return [rule for rule in rules if rule is not None]
 
-    def _initial_system(self, level: int) -> System:
+    def initial_system(self, level: int) -> System:
         """Random initial networks on the knots of a level, in its type."""
         return self._random_system(self._refinements_to(level), self.options.dtype_on(level))
 
@@ -337,14 +345,22 @@ class MultilevelRun:
 
     def _data(self, points: AllPoints, system: System) -> tuple[BlockData, ...]:
         pairs = [(block, neighbours(block, points[block.name])) for block in self.blocks]
-        return tuple(BlockData(*pair, system, self.options.training.chunk) for pair in pairs)
+        chunk, memory = self.options.training.chunk, self.memory(True)
+        return tuple(BlockData(*pair, system, chunk, memory) for pair in pairs)
 
     def _context(self, level: Level, system: System) -> LevelContext:
         options, like = self.options, next(iter(system.parameters())).detach()
         points, chunk = self._all_points(level), options.training.chunk
         data = self._data(points, system)
         held_out = held_out_data(
-            self.window, self.blocks, points, options.sampling, system, options.seed, chunk
+            self.window,
+            self.blocks,
+            points,
+            options.sampling,
+            system,
+            options.seed,
+            chunk,
+            self.memory(False),
         )
         trained, before, measures = self._trained_on(level), self._before(level), self._measures
         return LevelContext(
@@ -356,8 +372,14 @@ class MultilevelRun:
             measures.h1(trained, like),
             measures.since(before.system if before else None, like),
             options.seed,
-            options.workers,
+            self.memory(True).workers(
+                options.workers,
+                sum(entry.n_residuals for entry in data),
+                system.n_parameters,
+                like.element_size(),
+            ),
             self._roughness(system),
+            self.memory(False),
         )
 
     def n_points(self, block: ResidualBlock, level: Level, extensions: int = 0) -> int:
