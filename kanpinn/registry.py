@@ -23,7 +23,7 @@ from kanpinn.errors import KanpinnError, ProblemError
 from kanpinn.models import ModelOptions, PowerReluLayer, SplineLayer
 from kanpinn.optimisers import OPTIMISERS, AnyOptimiserOptions
 from kanpinn.problem import Problem
-from kanpinn.training.options import AutoPhase
+from kanpinn.training.phase_options import AutoPhase
 
 if TYPE_CHECKING:
     from kanpinn.config import ProblemConfig

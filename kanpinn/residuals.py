@@ -286,7 +286,10 @@ class System(nn.Module):
         return super()._apply(fn, recurse)
 
     def values(self, x: Tensor, fields: Sequence[str] | None = None) -> Tensor:
-        """Fields ``(n, n_fields)`` at points ``(n, d)``: those named, or all by network."""
+        """Fields ``(n, n_fields)`` at points ``(n, d)``: those named, or all by network.
+
+        In the type of the points, whatever those of the networks.
+        """
         if self.past is None:
             return self._own_values(x, fields)
         result = x.new_empty(len(x), len(fields or self.field_names))
@@ -295,7 +298,8 @@ class System(nn.Module):
         return result
 
     def _own_values(self, x: Tensor, fields: Sequence[str] | None) -> Tensor:
-        columns = torch.cat([part(x) for part in self.parts.values()], -1)
+        own = x.to(next(self.parameters()).dtype)
+        columns = torch.cat([part(own) for part in self.parts.values()], -1).to(x.dtype)
         if fields is None:
             return columns
         return columns[:, [self.field_names.index(name) for name in fields]]

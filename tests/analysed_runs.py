@@ -31,6 +31,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "model": {"width": 2, "order": 4, "intervals": 2, "knots": "free"},
         "training.refine": "adaptive",
     },
+    "types by level": {
+        "model": {"width": 2, "order": 4, "intervals": 3},
+        "training.precision": ["float32", "float64"],
+    },
+    "adaptive, types by level": {
+        "model": {"width": 2, "order": 4, "intervals": 3},
+        "training.precision": ["float32", "float64"],
+        "training.refine": "adaptive",
+    },
     "several starts": {"training.starts": {"count": 2}},
     "windows": {
         "problem": {"name": "burgers", "exact_conditions": False},

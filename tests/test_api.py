@@ -848,7 +848,9 @@ def test_plan_is_what_happens(tmp_path: Path, per_parameter: float | None) -> No
 def test_memory_grows_with_the_points() -> None:
     def memory(points: int) -> float:
         changes = {"sampling": {"interior": points, "boundary": 20, "held_out": 40}}
-        return api.plan(api.prepare(tiny(**changes), problem=Bump))[-1].memory_mib
+        least_squares = {"phases": [{"optimiser": "lm", "steps": 1}]}  # keeps features
+        config = tiny(training=least_squares, **changes)
+        return api.plan(api.prepare(config, problem=Bump))[-1].memory_mib
 
     small, large = memory(10_000), memory(20_000)
     # Splines of order 4 on 4 intervals in two channels: 14 features; jets of 5 components.
@@ -893,7 +895,8 @@ def test_memory_is_about_what_was_estimated(
     least = call("model.width=2", *small, "--out", str(tmp_path / "small"))["peak_rss_mb"]
     peak = call(*model, "--out", str(tmp_path / "wide"))["peak_rss_mb"] - least
     (level,) = call(*model, "--dry-run")["levels"]
-    assert 0.5 * peak <= level["memory_mib"] <= 2.0 * peak
+    shared = 10.0  # the small run evaluates its errors, too
+    assert 0.5 * peak <= level["memory_mib"] <= 2.0 * peak + shared
 
 
 @pytest.mark.parametrize("value", ["1/x", float("nan")])

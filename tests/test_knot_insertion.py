@@ -152,7 +152,9 @@ def test_gains_of_a_network_for_an_equation(name: str) -> None:
     system, data_on = untrained(name)
     gains = interval_gains(system, data_on)["main"]
     network = network_of(as_splines(system))
-    fine = refine_system(as_splines(system), Refinement((True, True)), "prolongation")
+    fine = refine_system(
+        as_splines(system), [Refinement((True, True))], "prolongation", torch.float64
+    )
     pack = ParameterPack(fine)
     objective, theta = SystemObjective(fine, pack, data_on(fine)), pack.read()
     residuals = objective.residuals(theta)

@@ -153,7 +153,7 @@ def test_levels_know_their_size_beforehand(name: str) -> None:
     hierarchy = build_hierarchy(system, TrainingOptions(levels=3, phases=(lbfgs(),)))
     for level in hierarchy.levels:
         if level.refinement is not None:
-            system = refine_system(system, level.refinement, "prolongation")
+            system = refine_system(system, [level.refinement], "prolongation", torch.float64)
         network = system.parts["one"].network
         assert isinstance(network, KnotNetwork)
         assert level.n_parameters == system.n_parameters
@@ -369,12 +369,12 @@ def test_fine_only_starts_with_fresh_coefficients() -> None:
     """The baseline on the finest level alone: new coefficients there, not a refined start."""
     state = run(Line(), options([lbfgs((0, 1))], levels=2))
     coarse = system_of(Line(), MODEL)
-    fine = refine_system(coarse, Refinement((True, True)), "prolongation")
+    fine = refine_system(coarse, [Refinement((True, True))], "prolongation", torch.float64)
     x = torch.linspace(-1, 1, 9, dtype=torch.float64)[:, None]
     fresh = system_of(Line(), replace(MODEL, intervals=4))
     assert (predict(fine, x) - predict(fresh, x)).abs().max() > 1e-3
     first = MultilevelRun(Line(), options([lbfgs((0, 1))], levels=2))
-    started = first._initial_system([level.refinement for level in first.hierarchy.levels[1:]])  # type: ignore[misc]
+    started = first.initial_system(1)
     assert torch.equal(predict(started, x), predict(fresh, x))
     assert state.levels[0].record.n_intervals == [4, 4]
 
@@ -491,6 +491,10 @@ RUNS: dict[str, tuple[type[Problem], RunOptions]] = {
         ),
     ),
     "adaptive points": (Line, options([lm(3)], levels=3, sampling=ADAPTIVE)),
+    "types by level": (
+        Inverse,
+        options([adam(2, batch=7), lm(3)], levels=2, precision=("float32", "float64")),
+    ),
     "auto, extended": (Line, FEW_POINTS),
     "auto, every second step": (
         Line,

@@ -44,7 +44,7 @@ from kanpinn.residuals import ResidualBlock, Site, System
 from kanpinn.sampling import SamplingOptions
 from kanpinn.solution import Solution
 from kanpinn.training import MultilevelRun, RunOptions, TrainingOptions
-from kanpinn.training.options import AdamPhase, LBFGSPhase
+from kanpinn.training.phase_options import AdamPhase, LBFGSPhase
 
 Floats = NDArray[np.float64]
 

@@ -29,7 +29,7 @@ from kanpinn.sampling import sample, stream
 from kanpinn.solution.origin import problem_of
 from kanpinn.splines import Knots
 from kanpinn.training import predict
-from kanpinn.training.hierarchy import knot_networks, on_knots, with_parts
+from kanpinn.training.hierarchy import in_type, knot_networks, on_knots, with_parts
 
 TIMES = 3  # every transfer is done, of which the median counts
 PROLONGATION, PROJECTION, SAMPLED = "prolongation", "least squares", "least squares at samples"
@@ -87,9 +87,9 @@ def prolongation_change(
 
 
 def _changes(stage: Stage, options: ProlongationChange, used: str) -> list[dict[str, Any]]:
-    before, record = stage.before, stage.record
-    assert before is not None
-    like = next(iter(before.parameters()))
+    record, like = stage.record, next(iter(stage.system.parameters()))
+    assert stage.before is not None
+    before = in_type(stage.before, like.dtype)
     x, samples = (
         _random(stage.problem, count, stream(options.seed, purpose), like)
         for purpose, count in (("change", options.points), ("samples", options.samples))

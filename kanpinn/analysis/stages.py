@@ -114,9 +114,8 @@ def refined(
         transfer: ``prolongation`` or ``least_squares``.
     """
     if all(rule.share is None for rule in rules):
-        for rule in rules:
-            before = refine_system(before, rule, transfer)
-        return before
+        dtype = next(trained.parameters()).dtype
+        return refine_system(before, rules, transfer, dtype)
     networks = knot_networks(trained)
     if any(layer.settings.free for net in networks.values() for layer in net.knot_layers):
         return None

@@ -101,7 +101,7 @@ def restored(checkpoint: Checkpoint, prepared: Prepared, config: Mapping[str, An
         RunFolderError: if more steps are asked for than a finished run can take.
     """
     options = prepared.run.options
-    state = restore_state(checkpoint, options.device, options.dtype)
+    state = restore_state(checkpoint, options.device)
     training, record = prepared.config.training, state.current.record.as_dict()
     if state.finished and _goes_on(record, state.elapsed, state.history[-1], training):
         state.finished = False

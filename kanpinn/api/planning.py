@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from kanpinn.api.preparation import Prepared
+from kanpinn.errors import ConfigError
 from kanpinn.jets import JetSpec
-from kanpinn.models import KnotLayer, Layer, SplineLayer
+from kanpinn.kernels import KERNEL_SQUASHES, kernels_expected
+from kanpinn.models import Layer, SplineLayer
 from kanpinn.optimisers import (
     LBFGSOptions,
     LevenbergMarquardt,
@@ -19,17 +19,19 @@ from kanpinn.optimisers import (
     SelfScaledBroydenOptions,
 )
 from kanpinn.optimisers.linear_models import dense_numbers, dual_numbers, iterative_numbers
-from kanpinn.problem import build_system
 from kanpinn.residuals import ResidualBlock, System, n_equations, required_jets
-from kanpinn.training import Level
-from kanpinn.training.block_data import FEATURE_CACHE_BYTES, chunk_rows
-from kanpinn.training.evaluation import EVALUATION_BYTES
-from kanpinn.training.hierarchy import first_knots
+from kanpinn.training import Level, MultilevelRun, RunOptions
+from kanpinn.training.block_data import FEATURE_CACHE_BYTES, rows_at_once
+from kanpinn.training.evaluation import evaluation_numbers, evaluation_rows
+from kanpinn.training.memory import MIB, Memory, row_numbers
 
-MIB = 2.0**20
+if TYPE_CHECKING:
+    from kanpinn.api.preparation import Prepared
+
 # Measured, as far as they are not plain: peaks beside those of a small run.
 DENSE_COPIES = 2  # of an inverse Hessian: before and after its update
 ADAM_VECTORS = 6  # of the parameters' length: theta, gradient, two moments, best, trial
+STEP = 1.1  # by which bounds are tried
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class LevelPlan:
         n_points: points trained on, by block.
         steps: of all phases.
         memory_mib: estimate of what training takes beside the program itself.
+        dtype: type of all its numbers.
         solvers: the linear solver of each phase on these points, ``None`` for other methods than
             ``lm``, where the level is skipped, and where the rows of a penalty would decide.
         at_most: whether intervals and parameters are the most that training may arrive at.
@@ -57,6 +60,7 @@ class LevelPlan:
     n_points: Mapping[str, int]
     steps: int
     memory_mib: float
+    dtype: str
     solvers: tuple[str | None, ...]
     at_most: bool = False
     work: float | None = None
@@ -117,22 +121,18 @@ def plan(prepared: Prepared) -> list[LevelPlan]:
     """
     run = prepared.run
     options, work = run.options, run.options.training.work
-    system = build_system(run.problem, options.model, torch.Generator().manual_seed(options.seed))
-    specs = {block.name: required_jets(block, system) for block in run.blocks}
-    knots = first_knots(system)
     plans = []
     for level in run.hierarchy.levels:
-        knots = level.refinement.apply(knots) if level.refinement else knots
-        points = {block.name: run.n_points(block, level) for block in run.blocks}
-        sizes = _Sizes(prepared, level, system, specs, points, [k.n_features for k in knots])
+        sizes = _sizes(run, level)
         plans.append(
             LevelPlan(
                 level=level.index,
                 n_intervals=level.n_intervals,
                 n_params=level.n_parameters,
-                n_points=points,
+                n_points=sizes.points,
                 steps=sum(level.steps),
                 memory_mib=sizes.total() / MIB,
+                dtype=options.dtype_name(level.index),
                 solvers=sizes.solvers(),
                 at_most=level.at_most,
                 work=work.on(level.index) if work else None,
@@ -142,39 +142,79 @@ def plan(prepared: Prepared) -> list[LevelPlan]:
     return plans
 
 
+def check_memory(run: MultilevelRun) -> None:
+    """Refuse a bound on memory that training would exceed.
+
+    Raises:
+        ConfigError: naming the level, and a bound that would do.
+    """
+    bound = run.options.memory_mib
+    if bound is None:
+        return
+    levels, allowed = [_sizes(run, level) for level in run.active], bound
+
+    def fits(memory_mib: float) -> bool:
+        options = run.unbounded.bounded(memory_mib)
+        totals = (replace(sizes, options=options).total() for sizes in levels)
+        return max(totals) <= memory_mib * MIB
+
+    while not fits(allowed):
+        allowed *= STEP
+    if allowed > bound:
+        most = max(levels, key=lambda sizes: sizes.total())
+        shares = ", ".join(f"{value / MIB:.3g} for {part}" for part, value in most.parts().items())
+        raise ConfigError(
+            f"memory_mib: found {bound:g}, allowed: about {math.ceil(allowed)} or more, because "
+            f"level {most.level.index} takes {shares}"
+        )
+
+
+def _sizes(run: MultilevelRun, level: Level) -> _Sizes:
+    system = run.initial_system(level.index)
+    specs = {block.name: required_jets(block, system) for block in run.blocks}
+    points = {block.name: run.n_points(block, level) for block in run.blocks}
+    return _Sizes(run.blocks, run.options, level, system, specs, points)
+
+
 @dataclass(frozen=True)
 class _Sizes:
     """What training on one level takes, in bytes, from the sizes of its arrays.
 
     Attributes:
-        prepared: the run.
+        blocks: of the problem.
+        options: of the run.
         level: the level.
-        coarse: networks of the coarsest level: of the same widths and orders.
+        system: networks as it begins with.
         specs: jets by block and network.
         points: number of points by block.
-        splines: functions of every layer on knots, of all its channels.
     """
 
-    prepared: Prepared
+    blocks: Sequence[ResidualBlock]
+    options: RunOptions
     level: Level
-    coarse: System
+    system: System
     specs: Mapping[str, Mapping[str, JetSpec]]
     points: Mapping[str, int]
-    splines: Sequence[int]
 
     def total(self) -> float:
         """Points with what is kept for them, the largest evaluation, the optimiser's arrays."""
-        blocks = self.prepared.run.blocks
-        step = max(self._step(block) for block in blocks)
-        return (
-            sum(self._points(block) for block in blocks)
-            + max(step, EVALUATION_BYTES)
-            + self._optimiser()
-        )
+        return sum(self.parts().values())
+
+    def parts(self) -> dict[str, float]:
+        """What the total consists of."""
+        step = max(self._step(block) for block in self.blocks) * self._workers
+        return {
+            "points": sum(self._points(block) for block in self.blocks),
+            "rows at once": max(step, self._evaluation()),
+            "the optimiser": self._optimiser(),
+        }
+
+    def _memory(self, jacobian: bool) -> Memory:
+        return self.options.memory(jacobian, len(self.blocks))
 
     def solvers(self) -> tuple[str | None, ...]:
         """The linear solver of every phase that has one; see :class:`LevelPlan`."""
-        n, rows, training = self.level.n_parameters, self.rows, self.prepared.config.training
+        n, rows, training = self.level.n_parameters, self.rows, self.options.training
         known = training.smoothing is None or rows >= n
         return tuple(
             LevenbergMarquardt(phase).choose(rows, n, self._number).solver
@@ -187,47 +227,61 @@ class _Sizes:
 
     @property
     def _number(self) -> int:
-        return 8 if self.prepared.run.options.dtype is torch.float64 else 4
+        return self.options.dtype_on(self.level.index).itemsize
 
-    def _features(self, number: int, layer: Layer) -> int:
-        """Features of a layer on this level."""
-        if not isinstance(layer, KnotLayer):
-            return layer.in_width
-        return self.splines[number] + (layer.in_width if layer.settings.base else 0)
+    @property
+    def _workers(self) -> int:
+        """Threads that share the chunks."""
+        sizes = (self.rows, self.level.n_parameters, self._number)
+        return self._memory(True).workers(self.options.workers, *sizes)
+
+    def _makes_features(self, layer: Layer) -> bool:
+        """Whether an evaluation makes a layer's features, as far as can be told before."""
+        compiled = self.options.device.type == "cpu" and kernels_expected()
+        by_kernel = isinstance(layer, SplineLayer) and layer.settings.squash in KERNEL_SQUASHES
+        return not (compiled and by_kernel)
 
     def _points(self, block: ResidualBlock) -> float:
         """Prepared points of a block and their held-out ones, with the first layer's features."""
-        sampling, n_sites = self.prepared.run.options.sampling, block.region.n_sites
+        sampling, n_sites = self.options.sampling, block.region.n_sites
         sites = self.points[block.name] * n_sites
         held_out = (sampling.held_out if block.equation else sampling.held_out / 5) * n_sites
         total = 0.0
         for name, spec in self.specs[block.name].items():
-            part = self.coarse.parts[name]
+            part = self.system.parts[name]
             per_site = spec.n_components * (part.inputs.n_channels + 2 * len(part.fields))
             total += per_site * (sites + held_out)
-            features = spec.n_components * self._features(0, part.network.chain[0])
-            for count in (sites, held_out):
-                if features * count * 8 <= FEATURE_CACHE_BYTES:
-                    total += features * count
+            first = part.network.chain[0]
+            features = spec.n_components * first.n_features
+            for count, jacobian in ((sites, True), (held_out, False)):
+                memory = self._memory(jacobian)
+                asked = memory.jacobian or self._makes_features(first)
+                fits = features * count * 8 <= memory.features(FEATURE_CACHE_BYTES)
+                total += features * count if first.fixed_features and asked and fits else 0
         return total * self._number
 
     def _step(self, block: ResidualBlock) -> float:
-        """A chunk of a block in flight: what all layers keep for the gradient, and its adjoints."""
-        n_sites = block.region.n_sites
-        chosen = self.prepared.run.options.training.chunk
-        rows = chosen or chunk_rows(self.coarse, self.specs[block.name], n_sites)
-        kept = transient = 0.0
-        for name, spec in self.specs[block.name].items():
-            for number, layer in enumerate(self.coarse.parts[name].network.chain):
-                features = self._features(number, layer)
-                kept += _kept(layer, features, spec)
-                transient = max(transient, 3.0 * spec.n_components * features)
-        rows = min(rows, self.points[block.name])
-        return rows * n_sites * (kept + transient) * self._number
+        """Chunks of a block in flight: what all layers keep for the gradient, and its adjoints."""
+        memory, equations = self._memory(True), n_equations(block, self.system)
+        sizes = (self.system, block, self.specs[block.name], equations)
+
+        def makes(layer: Layer) -> bool:
+            return memory.jacobian or self._makes_features(layer)
+
+        rows = rows_at_once(*sizes, self.options.training.chunk, memory, makes)
+        rows = min(max(rows, block.group), self.points[block.name])
+        specs, n_sites = self.specs[block.name], block.region.n_sites
+        numbers = row_numbers(self.system, specs, n_sites, equations, makes, memory.jacobian)
+        return rows * numbers * self._number
+
+    def _evaluation(self) -> float:
+        """Points that errors are measured at, at once."""
+        rows = evaluation_rows(self.system, self._memory(False))
+        return rows * evaluation_numbers(self.system) * 8.0
 
     def _optimiser(self) -> float:
         """Vectors as long as the parameters, or the Jacobian, of the greediest phase."""
-        n, training = self.level.n_parameters, self.prepared.config.training
+        n, training = self.level.n_parameters, self.options.training
         numbers = [float(ADAM_VECTORS * n)]
         for phase in training.phases:
             if not training.steps_of(phase, self.level.index):
@@ -243,10 +297,9 @@ class _Sizes:
     @property
     def rows(self) -> int:
         """Residuals of all blocks."""
-        blocks = self.prepared.run.blocks
         return sum(
-            self.points[block.name] // block.group * n_equations(block, self.coarse)
-            for block in blocks
+            self.points[block.name] // block.group * n_equations(block, self.system)
+            for block in self.blocks
         )
 
     def _least_squares(self, phase: LevenbergMarquardtOptions) -> float:
@@ -254,10 +307,10 @@ class _Sizes:
         n, rows = self.level.n_parameters, self.rows
         solver = LevenbergMarquardt(phase).choose(rows, n, self._number).solver
         if solver == "dense":
-            return dense_numbers(rows, n, self.prepared.run.options.workers)
+            return dense_numbers(rows, n, self._workers)
         if solver == "dual":
             return dual_numbers(rows, n)
-        kept = sum(self._linearised(block) for block in self.prepared.run.blocks)
+        kept = sum(self._linearised(block) for block in self.blocks)
         return iterative_numbers(rows, n) + min(kept, phase.memory_mib * MIB / self._number)
 
     def _linearised(self, block: ResidualBlock) -> float:
@@ -265,22 +318,10 @@ class _Sizes:
 
         Those of the last chunks are not kept where there is no room.
         """
-        equations, total = n_equations(block, self.coarse), 0.0
+        equations, total = n_equations(block, self.system), 0.0
         for name, spec in self.specs[block.name].items():
-            for number, layer in enumerate(self.coarse.parts[name].network.chain):
-                features, out = self._features(number, layer), layer.out_width
+            for layer in self.system.parts[name].network.chain:
+                features, out = layer.n_features, layer.out_width
                 pair = spec.n_components * (features + equations * out)
                 total += min(pair, equations * features * out)
         return total * self.points[block.name] * block.region.n_sites
-
-
-def _kept(layer: Layer, features: int, spec: JetSpec) -> float:
-    """Numbers that a layer keeps for the gradient, for every point."""
-    jets, orders = spec.n_components, spec.order + 1
-    if isinstance(layer, SplineLayer):
-        local = layer.in_width * layer.order
-        recorded = 8 if layer.settings.free else 1  # free knots have no reverse pass of their own
-        return float(jets * features + recorded * (orders + 2) * local)
-    if isinstance(layer, KnotLayer):
-        return float((3 * jets + 4 * orders) * features)
-    return float(3 * jets * features)

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from kanpinn.api.planning import check_memory
 from kanpinn.config import (
     RunConfig,
     load_config,
@@ -83,6 +84,7 @@ def prepare(
         run = MultilevelRun(found, run_options(resolved))
         run.check_refinements()
         _check_points(run)
+        check_memory(run)
         run.check_scalars()
         _check_measures(run)
     chosen = dataclasses.replace(resolved, training=run.options.training)

@@ -25,7 +25,7 @@ def load(
     Args:
         path: run folder or checkpoint file.
         device: where it is to be evaluated.
-        dtype: floating-point type to evaluate in, by default the stored one.
+        dtype: floating-point type to evaluate in, by default that of every level.
         problem: the problem it should be a solution of: checked.
         trust: whether the stored problem, a user's file for instance, may be imported: it is, and
             checked.

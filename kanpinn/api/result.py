@@ -170,7 +170,7 @@ def summarise(
         "wall_s": elapsed,
         "n_params": level.record.n_params if level else None,
         "device": str(options.device),
-        "dtype": config.dtype,
+        "dtype": (level.record.dtype if level else None) or config.dtype,
         "seed": config.seed,
         "version": __version__,
         "levels": [entry.record.as_dict() for entry in state.levels],

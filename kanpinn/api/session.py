@@ -144,7 +144,8 @@ class _Session:
         self.run = prepared.run
         self.options = self.run.options
         self.config = to_dict(prepared.config)
-        self.phases = phase_plans(prepared, plan(prepared))
+        self.plan = plan(prepared)
+        self.phases = phase_plans(prepared, self.plan)
         self.status, self.fresh = Status.FAILED, True  # fresh: not merely looked up
         self.earlier: list[Mapping[str, Any]] = []
         if resume:
@@ -241,7 +242,8 @@ class _Session:
             device += f" ({threads} thread{'s' if threads > 1 else ''})"
         config = self.prepared.config
         made_by = f", {kernels().description}" if self.options.device.type == "cpu" else ""
-        self._note(f"device {device}, {config.dtype}, seed {config.seed}{made_by}")
+        types = list(dict.fromkeys(level.dtype for level in self.plan))
+        self._note(f"device {device}, {', then '.join(types)}, seed {config.seed}{made_by}")
         for phase in self.phases:
             if phase.reason:
                 self._note(phase.choice())

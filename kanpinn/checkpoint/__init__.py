@@ -123,7 +123,7 @@ def restore_state(
     Args:
         checkpoint: as read.
         device: where the networks go.
-        dtype: floating-point type, by default the stored one. In another one the optimiser's
+        dtype: floating-point type, by default that stored by level. In another one the optimiser's
             state is left out: the phase that was going on starts its optimiser anew.
 
     Raises:

@@ -237,13 +237,12 @@ class RunContent:
         trials = self.trials
         return trials.best if trials and trials.best and trials.decides else self
 
-    def parameters(self) -> Iterator[NDArray[Any]]:
-        """All arrays of parameters, knots and scalars, of both iterates."""
+    def parameters(self, level: LevelContent) -> Iterator[NDArray[Any]]:
+        """All arrays of a level's parameters, knots and scalars, of both iterates."""
         for part in self.parts.values():
-            for layers in part.levels.values():
-                for layer in layers:
+            if part.window == level.record.window:
+                for layer in part.levels[level.record.level]:
                     yield from layer.last.values()
                     yield from layer.best.values()
-        for level in self.levels:
-            yield from level.last.values()
-            yield from level.best.values()
+        yield from level.last.values()
+        yield from level.best.values()

@@ -330,7 +330,7 @@ def _read_arrays(node: Node) -> dict[str, Any]:
 
 
 def _check_parts(content: RunContent, place: str) -> None:
-    """Parts fit the system, have the levels of their window, and all numbers are of one type."""
+    """Parts fit the system, have the levels of their window, and a level's numbers one type."""
     names = content.system.coordinates
     if not content.parts or not set(content.system.spatial) <= set(range(len(names))):
         raise CheckpointError("/system: has no parts, or space axes that are no coordinates")
@@ -353,9 +353,11 @@ def _check_parts(content: RunContent, place: str) -> None:
                     f"{path}/levels/{number}: has {found[0]} inputs and {found[1]} outputs, "
                     f"{ends[0]} and {ends[1]} are needed"
                 )
-    types = sorted({array.dtype.name for array in content.parameters()})
-    if len(types) != 1:
-        raise CheckpointError(f"{place}/parts: parameters of several types: {', '.join(types)}")
+    for entry in content.levels:
+        types = sorted({array.dtype.name for array in content.parameters(entry)})
+        if len(types) != 1:
+            several = f"parameters of several types: {', '.join(types)}"
+            raise CheckpointError(f"{place}/parts: {entry.record.label} has {several}")
 
 
 def _record(kind: type[Record], value: Any, path: str) -> Record:

@@ -223,15 +223,14 @@ def _numpy(tensor: Tensor) -> NDArray[Any]:
 def rebuild_run(
     content: RunContent, device: torch.device, dtype: torch.dtype | None = None
 ) -> RunState:
-    """The run's state on a device, in its own floating-point type or another.
+    """The run's state on a device, every level in its own floating-point type or all in another.
 
     In another type the optimiser starts anew: its memory is one of round-off too.
     """
-    stored = _tensor(next(content.parameters())).dtype
-    dtype = dtype or stored
+    current = _tensor(next(content.parameters(content.levels[-1]))).dtype
     training = content.training
     levels = [_rebuild_level(content, level, device, dtype) for level in content.levels]
-    optimiser = training.optimiser if dtype == stored else {}
+    optimiser = training.optimiser if dtype in (None, current) else {}
     state = RunState(
         levels=levels,
         phase=training.phase,
@@ -263,17 +262,19 @@ def _rebuild_trials(
 
 
 def _rebuild_weights(
-    training: TrainingContent, device: torch.device, dtype: torch.dtype
+    training: TrainingContent, device: torch.device, dtype: torch.dtype | None
 ) -> Weights:
     kinds: dict[str, dict[str, Tensor]] = {}
     for kind in WEIGHTS:
         stored = {name: _tensor(v, device) for name, v in getattr(training, kind).items()}
-        kinds[kind] = {k: v.to(dtype) if v.is_floating_point() else v for k, v in stored.items()}
+        kinds[kind] = {
+            k: v.to(dtype) if dtype and v.is_floating_point() else v for k, v in stored.items()
+        }
     return Weights(**kinds)
 
 
 def _rebuild_level(
-    content: RunContent, level: LevelContent, device: torch.device, dtype: torch.dtype
+    content: RunContent, level: LevelContent, device: torch.device, dtype: torch.dtype | None
 ) -> LevelState:
     last, best = (
         rebuild_system(content, level, iterate).to(device=device, dtype=dtype)

@@ -72,6 +72,7 @@ def print_levels(levels: Sequence[Mapping[str, Any]]) -> None:
     """The table of a run's levels; what a narrow terminal has no room for is left out."""
     windows = [level.get("window") or 0 for level in levels]
     columns: dict[str, list[str]] = {"window": list(map(str, windows))} if any(windows) else {}
+    kinds = [str(level.get("dtype")) for level in levels]
     columns |= {
         "level": [str(level["level"]) for level in levels],
         "intervals": ["/".join(map(str, level["n_intervals"])) or "-" for level in levels],
@@ -80,6 +81,8 @@ def print_levels(levels: Sequence[Mapping[str, Any]]) -> None:
         "steps": [str(level["steps"]) for level in levels],
         "sec.": [f"{level['wall_s']:.1f}" for level in levels],
     }
+    if len(set(kinds)) > 1:
+        columns["type"] = kinds
     numbers = {"loss": "loss", "held-out": "heldout_residual", "rel. L2": "rel_l2"}
     if _width() >= WIDE:
         before, after = "loss_before_prolongation", "loss_after_prolongation"

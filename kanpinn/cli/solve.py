@@ -157,15 +157,21 @@ def _print_choices(phases: list[PhasePlan]) -> None:
 
 
 def _print_plan(levels: list[LevelPlan], work: WorkOptions | None) -> None:
-    """A line per level; with a budget of work, steps are the most that a level may take."""
+    """A line per level, with types where they differ.
+
+    With a budget of work, steps are the most that a level may take.
+    """
     spent = (work.of,) if work else ()
-    headers = ("level", "intervals", "params", "points", "steps", *spent, "MiB", "points by block")
+    types = len({level.dtype for level in levels}) > 1
+    kind = ("type",) if types else ()
+    headers = ("level", "intervals", "params", "points", *kind, "steps", *spent, "MiB")
     rows = [
         (
             str(level.level),
             "/".join(map(str, level.n_intervals)) or "-",
             f"<= {level.n_params}" if level.at_most else str(level.n_params),
             str(sum(level.n_points.values())),
+            *((level.dtype,) if types else ()),
             ("<= " if level.work else "")
             + (f"{level.steps} x {level.starts}" if level.starts > 1 else str(level.steps)),
             *((f"{level.work:.3g}",) if level.work is not None else ()),
@@ -174,4 +180,4 @@ def _print_plan(levels: list[LevelPlan], work: WorkOptions | None) -> None:
         )
         for level in levels
     ]
-    print_table(headers, rows)
+    print_table((*headers, "points by block"), rows)

@@ -25,8 +25,8 @@ from kanpinn.problem import Problem
 from kanpinn.registry import absolute_name, problem_class
 from kanpinn.sampling import SamplingOptions
 from kanpinn.training import RunOptions, TrainingOptions
+from kanpinn.training.run_options import DTYPES
 
-DTYPES = {"float64": torch.float64, "float32": torch.float32}
 _DEVICE = re.compile(r"(auto|cpu|cuda(:\d{1,3})?)\Z")
 
 
@@ -65,11 +65,19 @@ class RunConfig:
     )
     seed: Annotated[int, Ge(0), "seed of everything that is random"] = 1234
     device: Annotated[str, "cpu, cuda, cuda:INDEX, or auto: a GPU if there is one"] = "cpu"
-    dtype: Annotated[Literal["float64", "float32"], "type of all numbers"] = "float64"
+    dtype: Annotated[
+        Literal["float64", "float32"],
+        "type of all numbers, where training.precision names none",
+    ] = "float64"
     threads: Annotated[
         Annotated[int, Gt(0), Le(1024)] | None,
         "threads on the CPU, one per core by default; models below 10,000 parameters on the finest "
         "level share the Jacobian among them, larger ones every operation",
+    ] = None
+    memory_mib: Annotated[
+        Annotated[float, Gt(0)] | None,
+        "MiB that a run may take beside the program itself; rows evaluated at once, kept features "
+        "and linear systems follow from it, and what could not fit is refused",
     ] = None
     figures: Annotated[bool, "draw figures at the end of the run"] = True
     source: str = field(default="config", compare=False, metadata={"hidden": True})
@@ -160,6 +168,7 @@ def run_options(config: RunConfig) -> RunOptions:
         dtype=DTYPES[config.dtype],
         device=device,
         workers=_workers(config.threads) if device.type == "cpu" else 1,
+        memory_mib=config.memory_mib,
     )
 
 

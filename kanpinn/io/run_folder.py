@@ -346,7 +346,7 @@ class RunObserver:
         intervals = "/".join(str(n) for n in record.n_intervals) or "none"
         text = (
             f"{record.label}: intervals {intervals}, {record.n_params} parameters, "
-            f"{record.n_points} points"
+            f"{record.n_points} points, {record.dtype}"
         )
         before, after = record.loss_before_prolongation, record.loss_after_prolongation
         if before is not None and after is not None:

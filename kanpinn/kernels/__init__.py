@@ -1,6 +1,6 @@
 """Compiled kernels, and what stands in for them where there is no compiler."""
 
-from kanpinn.kernels.library import Kernels, kernels, kernels_unused
+from kanpinn.kernels.library import Kernels, kernels, kernels_expected, kernels_unused
 from kanpinn.kernels.spline_product import (
     KERNEL_SQUASHES,
     PackedPieces,
@@ -15,5 +15,6 @@ __all__ = [
     "SplineProduct",
     "compiles",
     "kernels",
+    "kernels_expected",
     "kernels_unused",
 ]

@@ -67,6 +67,19 @@ def kernels(tell: Callable[[str], None] = LOG.info) -> Kernels:
     return _FOUND[0]
 
 
+def kernels_expected() -> bool:
+    """Whether there will be kernels once they are asked for, as far as can be told at no cost."""
+    if _FOUND:
+        return _FOUND[0].library is not None
+    return os.environ.get(SWITCH, "").lower() != "torch" and _compiler() is not None
+
+
+def _compiler() -> str | None:
+    """The compiler that the environment names, or the first one at hand."""
+    named = os.environ.get("CXX")
+    return next(filter(None, map(shutil.which, [named] if named else COMPILERS)), None)
+
+
 @contextmanager
 def kernels_unused() -> Iterator[None]:
     """Do without the kernels in this thread for a while, where compiling would take too long."""
@@ -81,10 +94,9 @@ def _find(tell: Callable[[str], None]) -> Kernels:
     """Kernels from the cache, from the compiler, or none."""
     if os.environ.get(SWITCH, "").lower() == "torch":
         return Kernels(None, f"PyTorch kernels ({SWITCH}=torch)")
-    named = os.environ.get("CXX")
-    compiler = next(filter(None, map(shutil.which, [named] if named else COMPILERS)), None)
+    compiler = _compiler()
     if compiler is None:
-        wanted = named or "a C++ compiler"
+        wanted = os.environ.get("CXX") or "a C++ compiler"
         return Kernels(None, f"PyTorch kernels ({wanted} was not found)")
     name = Path(compiler).name
     try:

@@ -6,7 +6,8 @@ in exactly, and the lift carries its values. All of it is jet algebra.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Self
 
 import torch
@@ -39,16 +40,24 @@ class Prepared:
 
     Attributes:
         z: input channels ``(K, n, channels)``.
-        first_features: features of the first layer ``(K, n, F)``, if they stay fixed.
         lift: jets ``(K, n, n_fields)``.
         factor: jets ``(K, n, n_fields)``, or ``None`` for one.
+        first: the first layer, if its features stay fixed and are to be kept.
     """
 
     spec: JetSpec
     z: Tensor
-    first_features: Tensor | None
     lift: Tensor | None
     factor: Tensor | None
+    first: Layer | None = None
+
+    @cached_property
+    def first_features(self) -> Tensor | None:
+        """Features of the first layer ``(K, n, F)``, made when they are first asked for."""
+        if self.first is None:
+            return None
+        with torch.no_grad():
+            return self.first.features(self.z, self.spec)
 
 
 class FieldNetwork(nn.Module):
@@ -88,24 +97,24 @@ class FieldNetwork(nn.Module):
 
         ``side`` (n,) says from which side a point on an interface is approached, ``normal``
         (n, d) where its plus side lies (see :class:`~kanpinn.models.approach.Approach`);
-        ``keep_features`` also keeps the first layer's features, if they are fixed.
+        ``keep_features`` also keeps the first layer's features, if they are fixed, once something
+        has asked for them.
         """
         with torch.no_grad() if not x.requires_grad else torch.enable_grad():
             at = self.inputs.approach(Jet.coordinates(x, spec), side, normal)
             z = self.inputs(at).data
             lift = _stacked(at, [m.lift for m in self.outputs], neutral=0.0)
             factor = _stacked(at, [m.factor for m in self.outputs], neutral=1.0)
-        prepared = Prepared(spec, z, None, lift, factor)
-        first = self.network.layers[0]
-        if keep_features and isinstance(first, Layer) and first.fixed_features:
-            with torch.no_grad():
-                return replace(prepared, first_features=first.features(z, spec))
-        return prepared
+        first = self.network.chain[0]
+        keeps = keep_features and first.fixed_features
+        return Prepared(spec, z, lift, factor, first if keeps else None)
 
     def jet(self, prepared: Prepared, tape: Tape | None = None) -> Jet:
         """Field jets ``(K, n, n_fields)`` at prepared points."""
-        spec = prepared.spec
-        raw = Jet(spec, self.network.jet(prepared.z, spec, prepared.first_features, tape))
+        spec, z = prepared.spec, prepared.z
+        asked = tape is not None or self.network.chain[0].needs_features(z)
+        features = prepared.first_features if asked else None
+        raw = Jet(spec, self.network.jet(z, spec, features, tape))
         if prepared.factor is not None:
             raw = Jet(spec, prepared.factor) * raw
         if prepared.lift is not None:

@@ -101,7 +101,7 @@ class KnotLayer(Layer):
 
     @abstractmethod
     def _transfer(self, fine: Knots) -> Callable[[Tensor], Tensor]:
-        """Exact map of spline coefficients to those on finer knots."""
+        """Exact map of coefficients to those on finer knots, which may be of another type."""
 
     @abstractmethod
     def _projection(self, target: Knots) -> Callable[[Tensor], Tensor]:
@@ -195,7 +195,9 @@ class KnotLayer(Layer):
             return torch.autograd.grad(flat, self.knots_free, units, is_grads_batched=True)[0]
 
     def refined(self, fine: Knots) -> Self:
-        """The same function on finer, nested knots.
+        """The same function on finer, nested knots, whose type the layer takes.
+
+        Coefficients are computed in float64 and rounded last.
 
         Raises:
             NestingError: if the knots do not nest.
@@ -240,7 +242,9 @@ class KnotLayer(Layer):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)
         like = self.coefficients
-        self._fixed_knots = self._fixed_knots.to(dtype=like.dtype, device=like.device)
+        knots = self._fixed_knots
+        knots = knots.widened() if like.dtype is torch.float64 else knots.to(dtype=like.dtype)
+        self._fixed_knots = knots.to(device=like.device)
         if not self.settings.free:
             self._fixed_basis = self._make_basis(self._fixed_knots)
         self._packed = None
@@ -316,7 +320,8 @@ class SplineLayer(KnotLayer):
         return scatter_features(local, first, self.n_spline_features)
 
     def _transfer(self, fine: Knots) -> Callable[[Tensor], Tensor]:
-        return prolongation(self.knots, fine).apply
+        exact = prolongation(self.knots, fine)
+        return lambda c: exact.apply(c.double())
 
     def _projection(self, target: Knots) -> Callable[[Tensor], Tensor]:
         return lambda c: project(self.knots, target, c)[0]
@@ -347,7 +352,8 @@ class PowerReluLayer(KnotLayer):
         return combine(values, z.repeat_interleave(repeats, -1, output_size=sum(counts)), spec)
 
     def _transfer(self, fine: Knots) -> Callable[[Tensor], Tensor]:
-        return relu_prolongation(self.knots, fine).apply
+        exact = relu_prolongation(self.knots, fine)
+        return lambda w: exact.apply(w.double())
 
     def _projection(self, target: Knots) -> Callable[[Tensor], Tensor]:
         def refit(w: Tensor) -> Tensor:

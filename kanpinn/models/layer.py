@@ -125,10 +125,7 @@ class Network(nn.Module, ABC):
         if tape is not None:
             return self._recorded(z, spec, first_features, tape)
         first, *rest = self.chain
-        if first_features is None or not first.needs_features(z):
-            z = first(z, spec)
-        else:
-            z = first.contract(first_features)
+        z = first(z, spec) if first_features is None else first.contract(first_features)
         for layer in rest:
             z = layer(z, spec)
         return z

@@ -17,11 +17,13 @@ from kanpinn.plotting.fields import FieldSection
 from kanpinn.plotting.style import Floats
 from kanpinn.problem import Problem
 from kanpinn.residuals import ResidualBlock, System, evaluate_rows, required_jets
+from kanpinn.training.block_data import UNBOUNDED
+from kanpinn.training.derivatives import jet_slices
+from kanpinn.training.memory import Memory
 
 LINE_POINTS, PLANE_POINTS, COARSE_POINTS = 1001, 201, 33
 BESIDE = 0.375  # unit coordinate of the planes taken where nothing happens on the mid planes
 MOST_PLANES = 3
-CHUNK = 8192
 
 Predict = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
@@ -111,6 +113,7 @@ def field_sections(
     problem: Problem | None,
     fields: Sequence[str] | None = None,
     with_residuals: bool = True,
+    memory: Memory = UNBOUNDED,
 ) -> list[FieldSection]:
     """The sections of a solution, with reference and residuals where the problem gives them.
 
@@ -120,6 +123,7 @@ def field_sections(
         problem: ``None`` if it is not known; reference and residuals are then left out.
         fields: names of the columns that ``predict`` returns; the system's by default.
         with_residuals: whether to evaluate residuals.
+        memory: what that may take.
     """
     extent = Extent.of(system, problem)
     names = tuple(system.field_names if fields is None else fields)
@@ -131,7 +135,7 @@ def field_sections(
         residuals = {}
         if problem is not None and with_residuals:
             points = _residual_points(problem, grid)
-            columns = residual_columns(problem, system, points)
+            columns = residual_columns(problem, system, points, memory)
             residuals = {name: grid.full(column) for name, column in columns}
         values = np.asarray(predict(grid.x), dtype=np.float64).reshape(-1, len(names))
         sections.append(
@@ -217,7 +221,7 @@ def _residual_points(problem: Problem, grid: _Grid) -> Points:
 
 
 def residual_columns(
-    problem: Problem, system: System, points: Points
+    problem: Problem, system: System, points: Points, memory: Memory = UNBOUNDED
 ) -> Iterator[tuple[str, NDArray[np.float64]]]:
     """Names and residuals ``(n,)`` of the problem's differential equations at interior points.
 
@@ -234,34 +238,39 @@ def residual_columns(
         specs = required_jets(block, system)
         if max((spec.order for spec in specs.values()), default=0) == 0:
             continue
-        rows = _rows(block, system, specs, points)
+        rows = _rows(block, system, specs, points, memory)
         for k in range(rows.shape[1]):
             yield (block.name if rows.shape[1] == 1 else f"{block.name} {k + 1}"), rows[:, k]
 
 
 def _rows(
-    block: ResidualBlock, system: System, specs: Mapping[str, JetSpec], points: Points
+    block: ResidualBlock,
+    system: System,
+    specs: Mapping[str, JetSpec],
+    points: Points,
+    memory: Memory,
 ) -> NDArray[np.float64]:
     """Residual rows ``(n, m)``, in chunks, without gradient."""
-    pieces = []
+    pieces, widest = [], max(specs.values(), key=lambda spec: spec.n_components)
     with torch.no_grad():
-        for start in range(0, len(points), CHUNK):
-            at = points.rows(slice(start, start + CHUNK))
+        for piece in jet_slices(system, len(points), widest, memory):
+            at = points.rows(piece)
             parts = [
                 (rows, _own_rows(block, owner, specs, at.rows(rows)))
                 for rows, owner in system.pieces(at.x)
             ]
-            found = parts[0][1].new_empty(len(at), parts[0][1].shape[1])
+            found = torch.empty(len(at), parts[0][1].shape[1], dtype=torch.float64)
             for where, values in parts:
-                found[where] = values
-            pieces.append(found.double().cpu())
+                found[where if isinstance(where, slice) else where.cpu()] = values.double().cpu()
+            pieces.append(found)
     return torch.cat(pieces).numpy()
 
 
 def _own_rows(
     block: ResidualBlock, system: System, specs: Mapping[str, JetSpec], at: Points
 ) -> Tensor:
-    """Residual rows ``(n, m)`` of a system's own networks."""
+    """Residual rows ``(n, m)`` of a system's own networks, in their type."""
+    at = at.to(next(system.parameters()).dtype)
     prepared = {
         name: system.parts[name].prepare(at.x, spec, at.side) for name, spec in specs.items()
     }

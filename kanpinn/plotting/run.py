@@ -29,6 +29,7 @@ from kanpinn.problem import Problem
 
 if TYPE_CHECKING:
     from kanpinn.solution import Solution
+from kanpinn.training.memory import Memory
 
 Named = Iterator[tuple[str, Callable[[], Figure]]]
 MOST_DIMENSIONS_OF_DATA = 3  # beyond, sections through scattered data say little
@@ -95,7 +96,8 @@ def _field_figures(
 ) -> Named:
     regression = problem is not None and is_regression(problem, solution.model)
     words = REGRESSION_WORDS if regression else WORDS
-    sections = field_sections(solution, solution.model, problem, solution.fields)
+    memory = Memory(solution.config.get("memory_mib"))
+    sections = field_sections(solution, solution.model, problem, solution.fields, memory=memory)
     if len(sections) == 1:
         section = sections[0]
         if len(section.axes) == 1 and data:

@@ -16,7 +16,9 @@ from kanpinn.geometry import Box
 from kanpinn.jets import Jet, JetSpec
 from kanpinn.models import KnotNetwork
 from kanpinn.residuals import System
+from kanpinn.training.block_data import UNBOUNDED
 from kanpinn.training.derivatives import Side, jet_slices, system_jets
+from kanpinn.training.memory import Memory
 
 Outside = Literal["error", "extend", "nan"]
 Values = TypeVar("Values", Tensor, NDArray[Any])
@@ -31,10 +33,11 @@ class Evaluator:
     Args:
         system: networks with the coordinates and bounds they know.
         fields: the order of the columns of the results.
+        memory: what an evaluation may take.
     """
 
-    def __init__(self, system: System, fields: Sequence[str]) -> None:
-        self.system = system
+    def __init__(self, system: System, fields: Sequence[str], memory: Memory = UNBOUNDED) -> None:
+        self.system, self.memory = system, memory
         names = system.field_names
         self._order = [names.index(name) for name in fields]
 
@@ -82,7 +85,7 @@ class Evaluator:
         device = x.device if isinstance(x, Tensor) else torch.device("cpu")
         shape = (len(x), len(self._order))
         results = {name: torch.empty(shape, dtype=like.dtype, device=device) for name in pick}
-        for rows in jet_slices(self.system, len(x), spec):
+        for rows in jet_slices(self.system, len(x), spec, self.memory):
             piece = _tensor(x[rows])
             jets = system_jets(self.system, piece.to(like), spec, side)
             beyond = ~self.box.contains(piece) if outside == "nan" else None

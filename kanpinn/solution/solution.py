@@ -21,6 +21,7 @@ from kanpinn.solution.history import history_columns
 from kanpinn.splines import relu_to_spline
 from kanpinn.training import LevelRecord, LevelState, RunState, Weights
 from kanpinn.training.derivatives import Side
+from kanpinn.training.memory import Memory
 
 if TYPE_CHECKING:
     from scipy.interpolate import BSpline
@@ -72,7 +73,8 @@ class Solution:
         names = self._system.field_names
         listed = tuple(run.problem.get("fields", names))
         self.fields: tuple[str, ...] = listed if sorted(listed) == sorted(names) else names
-        self._evaluator = Evaluator(self._system, self.fields)
+        memory = Memory(run.config.get("memory_mib"))
+        self._evaluator = Evaluator(self._system, self.fields, memory)
 
     @classmethod
     def load(
@@ -86,7 +88,7 @@ class Solution:
         Args:
             path: the folder of a run, or the file.
             device: where it is to be evaluated.
-            dtype: floating-point type to evaluate in, by default the stored one.
+            dtype: floating-point type to evaluate in, by default that of every level.
 
         Raises:
             CheckpointError: naming the file and what is wrong with it.

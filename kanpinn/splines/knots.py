@@ -241,6 +241,16 @@ class Knots:
         uniform = self.uniform and (not finer or all(_is_uniform(t) for t in moved))
         return Knots(self.order, moved, uniform)
 
+    def widened(self) -> Knots:
+        """The knots in float64 that these are the rounding of.
+
+        Equal spacing where that, rounded, is the same bit for bit: float32 has no thirds. Other
+        breakpoints keep their values.
+        """
+        if self.dtype is torch.float64:
+            return self
+        return Knots.from_breakpoints(self.order, [_widened(t) for t in self.breakpoints])
+
     def __repr__(self) -> str:
         counts = sorted(set(self.n_intervals))
         shown = str(counts[0]) if len(counts) == 1 else f"{counts[0]}..{counts[-1]}"
@@ -342,6 +352,11 @@ def _is_uniform(t: Tensor) -> bool:
     # A tolerance near the spacing itself would call anything equally spaced.
     spacing = (values[-1] - values[0]) / (len(values) - 1)
     return bool(np.abs(values - even).max() <= min(tolerance, 1e-3 * spacing))
+
+
+def _widened(t: Tensor) -> Tensor:
+    even = torch.from_numpy(np.linspace(float(t[0]), float(t[-1]), len(t))).to(t.device)
+    return even if torch.equal(even.to(t.dtype), t) else t.double()
 
 
 def _with_midpoints(t: Tensor) -> Tensor:

@@ -294,10 +294,11 @@ def relu_prolongation(
 
     Raises:
         NestingError: if orders, channels or ends differ, or a coarse breakpoint is missing.
-        ConditioningError: if the knots' own type cannot carry the result within the limit.
+        ConditioningError: if the type of the fine knots cannot carry the result within the limit.
     """
     matches = match_knots(coarse, fine, tolerance)
-    r, device = coarse.order, coarse.device
+    r, device, dtype = coarse.order, coarse.device, fine.dtype
+    coarse, fine = coarse.widened(), fine.widened()
     ends = np.arange(r)
     copied, kept, polynomial, moved, matrices = [], [], [], [], []
     for channel, match in enumerate(matches):
@@ -309,7 +310,7 @@ def relu_prolongation(
         spacings = [(t[1] - t[0]).item() for t in (_ends(coarse, channel), _ends(fine, channel))]
         matrices.append(_moved_powers(r, spacings[1] / spacings[0]))
     condition = float(np.abs(matrices).sum(1).max())
-    _check_loss("the prolongation", condition, coarse.dtype, limit)
+    _check_loss("the prolongation", condition, dtype, limit)
     return ReluProlongation(
         copied=torch.from_numpy(np.concatenate(copied)).to(device),
         kept=torch.from_numpy(np.concatenate(kept)).to(device),

@@ -80,9 +80,9 @@ def prolongation(coarse: Knots, fine: Knots, tolerance: float | None = None) -> 
     """The exact map of spline coefficients from coarse knots to fine ones that contain them.
 
     The coefficient of a fine function is the blossom (polar form) of the coarse spline, taken on
-    one of its pieces inside ``[a, b]``, at the function's ``r - 1`` inner knots. Exterior knots
-    are only arguments: they need not nest, and under refinement they do not. So the result is
-    the same function on ``[a, b]``, and outside, where the end polynomials are continued.
+    one of its pieces inside ``[a, b]``, at the function's ``r - 1`` inner knots, in float64.
+    Exterior knots are only arguments: they need not nest, and under refinement they do not. So the
+    result is the same function on ``[a, b]``, and outside, where the end polynomials are continued.
     (Goldman, "Blossoming and knot insertion algorithms for B-spline curves", CAGD 7, 1990.)
 
     Args:
@@ -95,13 +95,15 @@ def prolongation(coarse: Knots, fine: Knots, tolerance: float | None = None) -> 
         NestingError: if orders, channels or ends differ, or a coarse breakpoint is missing.
     """
     matches = match_knots(coarse, fine, tolerance)
+    uniform = coarse.uniform and fine.uniform
+    coarse, fine = coarse.widened(), fine.widened()
     starts, weights = [], []
     known: dict[tuple[bytes, bytes], tuple[Integers, Floats]] = {}
     for channel, (match, offset) in enumerate(zip(matches, coarse.offsets, strict=True)):
         t_coarse, t_fine = _numpy(coarse.extended(channel)), _numpy(fine.extended(channel))
         key = (t_coarse.tobytes(), t_fine.tobytes())
         if key not in known:
-            if coarse.uniform and fine.uniform:
+            if uniform:
                 # Weights do not change under affine maps. In steps of the coarse grid the knots
                 # are numbers without rounding errors, and so are the weights of midpoints.
                 t_coarse, t_fine = _unit_grids(coarse.order, len(match) - 1, int(match[-1]))

@@ -4,6 +4,12 @@ from kanpinn.training.evaluation import Errors, ReferenceErrors, predict
 from kanpinn.training.hierarchy import Hierarchy, Level, Refinement, build_hierarchy
 from kanpinn.training.multilevel import MultilevelRun
 from kanpinn.training.options import (
+    SmoothingOptions,
+    TargetOptions,
+    TrainingOptions,
+    WorkOptions,
+)
+from kanpinn.training.phase_options import (
     AdamPhase,
     AutoPhase,
     LBFGSPhase,
@@ -11,10 +17,6 @@ from kanpinn.training.options import (
     Phase,
     SelfScaledBFGSPhase,
     SelfScaledBroydenPhase,
-    SmoothingOptions,
-    TargetOptions,
-    TrainingOptions,
-    WorkOptions,
 )
 from kanpinn.training.run_options import RunOptions
 from kanpinn.training.state import LevelRecord, LevelState, NullObserver, Observer, RunState, Trials

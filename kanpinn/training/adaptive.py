@@ -17,7 +17,8 @@ from torch import Tensor
 from kanpinn.geometry import Points
 from kanpinn.residuals import ResidualBlock, System
 from kanpinn.sampling import QUADRATURE, AdaptiveSampling
-from kanpinn.training.block_data import BlockData, residual_rows
+from kanpinn.training.block_data import UNBOUNDED, BlockData, residual_rows
+from kanpinn.training.memory import Memory
 
 
 def adapt_points(
@@ -28,6 +29,7 @@ def adapt_points(
     system: System,
     options: AdaptiveSampling,
     seed: np.random.SeedSequence,
+    memory: Memory = UNBOUNDED,
 ) -> Points | None:
     """``base`` and ``n`` points of the pool, drawn with probability ``min(1, c |r|^k / d)``.
 
@@ -44,15 +46,16 @@ def adapt_points(
         system: the networks whose residual decides.
         options: the exponent ``k``.
         seed: of the draw.
+        memory: what an evaluation may take.
     """
     # In float64 on the CPU: the draw is then the same on every device.
-    wanted = _residual_size(block, pool, system, options.exponent) / _density(pool)
+    wanted = _residual_size(block, pool, system, options.exponent, memory) / _density(pool)
     if not bool(torch.isfinite(wanted).all()) or int((wanted > 0).sum()) < n:
         return None
     factor = inclusion_factor(wanted, n)
     index = draw((factor * wanted).clamp(max=1.0), seed)
     joined = Points.cat([base, pool.rows(index.to(pool.x.device))])
-    around = _residual_size(block, base, system, options.exponent) / _density(base)
+    around = _residual_size(block, base, system, options.exponent, memory) / _density(base)
     probability = (factor * torch.cat([around, wanted[index]])).clamp(max=1.0)
     density = _density(joined) * (len(base) + len(pool) * probability) / len(joined)
     return replace(joined, data={**joined.data, QUADRATURE: (1.0 / density).to(joined.x)})
@@ -92,8 +95,11 @@ def _density(points: Points) -> Tensor:
     return 1.0 / weights.double().cpu()
 
 
-def _residual_size(block: ResidualBlock, points: Points, system: System, exponent: float) -> Tensor:
+def _residual_size(
+    block: ResidualBlock, points: Points, system: System, exponent: float, memory: Memory
+) -> Tensor:
     """``|r|^k`` ``(n,)`` of a block's rows; float64 on the CPU."""
-    rows = residual_rows(BlockData(block, (points,), system), system)
+    data = BlockData(block, (points,), system, memory=memory, keep=False)
+    rows = residual_rows(data, system)
     size: Tensor = torch.linalg.vector_norm(rows.double().cpu(), dim=-1) ** exponent
     return size

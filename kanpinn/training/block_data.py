@@ -10,14 +10,16 @@ from torch import Tensor
 
 from kanpinn.geometry import Points, neighbour_order
 from kanpinn.jets import JetSpec
-from kanpinn.models import Prepared
+from kanpinn.models import Layer, Prepared
 from kanpinn.models.knot_layers import KnotLayer
 from kanpinn.residuals import ResidualBlock, System, evaluate_rows, n_equations, required_jets
 from kanpinn.training.accumulate import tree_sum
+from kanpinn.training.memory import Memory, row_numbers
 from kanpinn.training.work import Evaluation, point_operations
 
 CHUNK_BYTES = 2**21  # of the widest layer's non-zero features: these then stay in a core's cache
 POINTS_PER_FUNCTION = 8  # of a channel's basis, at least, in a chunk
+UNBOUNDED = Memory()
 FEATURE_CACHE_BYTES = 2**28  # of the first layer's features, kept from step to step, per block
 
 
@@ -35,9 +37,11 @@ class BlockData:
 
     Args:
         block: the residual.
-        points: one :class:`Points` per joined site.
+        points: one :class:`Points` per joined site; they take the system's type.
         system: prepares the points.
         chunk: rows evaluated at once, or ``None`` for the rule on memory.
+        memory: what rows and kept features may take.
+        keep: whether features are kept at all, from one evaluation to the next.
 
     Attributes:
         n_equations: residuals of a row.
@@ -49,14 +53,27 @@ class BlockData:
         points: Sequence[Points],
         system: System,
         chunk: int | None = None,
+        memory: Memory = UNBOUNDED,
+        keep: bool = True,
     ) -> None:
-        self.block, self.points = block, tuple(points)
+        like = next(system.parameters())
+        self.block, self.points = block, tuple(site.to(like.dtype) for site in points)
+        self.memory = memory
         self.specs = required_jets(block, system)
         self.n_equations = n_equations(block, system)
         self._point = len(self.points) * point_operations(system, self.specs)
-        size = chunk or chunk_rows(system, self.specs, block.region.n_sites)
+        jets = like.new_empty(0)
+        size = rows_at_once(
+            system,
+            block,
+            self.specs,
+            self.n_equations,
+            chunk,
+            memory,
+            lambda layer: memory.jacobian or layer.needs_features(jets),
+        )
         self.size = max(1, size // block.group) * block.group
-        self._keep = self._feature_bytes(system) <= FEATURE_CACHE_BYTES
+        self._keep = keep and self._feature_bytes(system) <= memory.features(FEATURE_CACHE_BYTES)
         self.chunks = tuple(self._prepare(system))
 
     @property
@@ -68,6 +85,11 @@ class BlockData:
     def n_rows(self) -> int:
         """Number of residual rows."""
         return self.n_points // self.block.group
+
+    @property
+    def n_residuals(self) -> int:
+        """Number of residuals: of every row those of its equations."""
+        return self.n_rows * self.n_equations
 
     def cost(self, chunk: Chunk | None = None) -> Evaluation:
         """What its rows cost, or those of a chunk."""
@@ -102,6 +124,34 @@ class BlockData:
             width = system.parts[name].network.chain[0].n_features
             total += spec.n_components * width * self.n_points * len(self.points) * 8
         return total
+
+
+def rows_at_once(
+    system: System,
+    block: ResidualBlock,
+    specs: Mapping[str, JetSpec],
+    n_equations: int,
+    chunk: int | None,
+    memory: Memory,
+    makes_features: Callable[[Layer], bool],
+) -> int:
+    """Rows of a block that are evaluated at once.
+
+    Args:
+        system: the networks.
+        block: the block.
+        specs: the jets that it asks of each network.
+        n_equations: residuals of a row.
+        chunk: rows that were asked for.
+        memory: bounds them.
+        makes_features: see :func:`~kanpinn.training.memory.point_numbers`.
+    """
+    n_sites, itemsize = block.region.n_sites, next(system.parameters()).element_size()
+    rows = chunk or chunk_rows(system, specs, n_sites)
+    if memory.bound_mib is None:
+        return rows
+    numbers = row_numbers(system, specs, n_sites, n_equations, makes_features, memory.jacobian)
+    return memory.rows(rows, itemsize * numbers)
 
 
 def chunk_rows(system: System, specs: Mapping[str, JetSpec], n_sites: int) -> int:

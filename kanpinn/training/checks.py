@@ -12,7 +12,8 @@ from kanpinn.problem import Problem
 from kanpinn.residuals import ResidualBlock, System, evaluate_rows, required_jets
 from kanpinn.training.block_data import BlockData
 from kanpinn.training.evaluation import held_out_equations
-from kanpinn.training.options import LevenbergMarquardtPhase, TrainingOptions
+from kanpinn.training.options import TrainingOptions
+from kanpinn.training.phase_options import LevenbergMarquardtPhase
 from kanpinn.training.smoothing import Roughness
 
 

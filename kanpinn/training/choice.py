@@ -9,6 +9,9 @@ from kanpinn.residuals import ResidualBlock, System
 from kanpinn.training.hierarchy import build_hierarchy
 from kanpinn.training.options import (
     FIRST_LINES,
+    TrainingOptions,
+)
+from kanpinn.training.phase_options import (
     MOST_STEPS,
     AdamPhase,
     AutoPhase,
@@ -16,7 +19,6 @@ from kanpinn.training.options import (
     LevenbergMarquardtPhase,
     Phase,
     SelfScaledBroydenPhase,
-    TrainingOptions,
 )
 
 LEAST_SQUARES_STEPS = 60  # a level: most of what lm gains comes before, and it stops by itself

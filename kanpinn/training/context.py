@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kanpinn.residuals import System
-from kanpinn.training.block_data import BlockData
+from kanpinn.training.block_data import UNBOUNDED, BlockData
 from kanpinn.training.evaluation import (
     HeldOut,
     ReferenceErrors,
@@ -15,6 +15,8 @@ from kanpinn.training.evaluation import (
     predict,
 )
 from kanpinn.training.h1_error import H1Error
+from kanpinn.training.hierarchy import in_type
+from kanpinn.training.memory import Memory
 from kanpinn.training.objective import SystemObjective
 from kanpinn.training.parameters import ParameterPack
 from kanpinn.training.smoothing import Roughness
@@ -36,6 +38,7 @@ class LevelContext:
         seed: of mini-batches.
         workers: threads that share the chunks of points.
         roughness: what a penalty weighs, if there is one.
+        memory: what evaluations may take.
     """
 
     system: System
@@ -48,14 +51,22 @@ class LevelContext:
     seed: int
     workers: int = 1
     roughness: Roughness | None = None
+    memory: Memory = UNBOUNDED
 
     def compare(self, coarse: System, record: LevelRecord) -> None:
-        """Record the loss before and after the prolongation, on these points, and the change."""
-        data = tuple(BlockData(d.block, d.points, coarse, d.size) for d in self.data)
+        """Record the loss before and after the prolongation, on these points, and the change.
+
+        Both in this level's type.
+        """
+        coarse = in_type(coarse, next(self.system.parameters()).dtype)
+        data = tuple(
+            BlockData(d.block, d.points, coarse, d.size, d.memory, keep=False) for d in self.data
+        )
         record.loss_before_prolongation = _loss(coarse, data)
         record.loss_after_prolongation = _loss(self.system, self.data)
         x = self.held_out.data[0].points[0].x
-        record.max_change = float((predict(self.system, x) - predict(coarse, x)).abs().max())
+        fine, before = (predict(s, x, memory=self.memory) for s in (self.system, coarse))
+        record.max_change = float((fine - before).abs().max())
 
 
 def _loss(system: System, data: Sequence[BlockData]) -> float:

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from kanpinn.jets import Jet, JetSpec
 from kanpinn.residuals import System
-from kanpinn.training.block_data import chunk_rows
+from kanpinn.training.block_data import UNBOUNDED, chunk_rows
+from kanpinn.training.memory import EVALUATION, Memory, point_numbers
 
 Side = Literal[-1, 1]
 
@@ -20,11 +21,17 @@ LARGEST_CHUNK = 1024
 GPU_FACTOR = 16
 
 
-def jet_slices(system: System, n: int, spec: JetSpec) -> Iterator[slice]:
+def jet_slices(
+    system: System, n: int, spec: JetSpec, memory: Memory = UNBOUNDED
+) -> Iterator[slice]:
     """The rows of ``n`` points in pieces whose jets are evaluated at once."""
-    size = chunk_rows(system, dict.fromkeys(system.parts, spec), 1)
-    on_cpu = next(system.parameters()).device.type == "cpu"
-    size = min(size, LARGEST_CHUNK) if on_cpu else size * GPU_FACTOR
+    like = next(system.parameters())
+    jets, specs = like.new_empty(0), dict.fromkeys(system.parts, spec)
+    size = chunk_rows(system, specs, 1)
+    size = min(size, LARGEST_CHUNK) if like.device.type == "cpu" else size * GPU_FACTOR
+    if memory.bound_mib is not None:
+        numbers = point_numbers(system, specs, lambda layer: layer.needs_features(jets))
+        size = memory.rows(size, numbers * like.element_size(), EVALUATION)
     for start in range(0, n, size):
         yield slice(start, min(start + size, n))
 
@@ -47,25 +54,28 @@ def system_jets(system: System, x: Tensor, spec: JetSpec, side: Side = 1) -> lis
     for number, jet in enumerate(found[0]):
         data = jet.data.new_empty(jet.data.shape[0], len(x), jet.data.shape[2])
         for (rows, _), own in zip(pieces, found, strict=True):
-            data[:, rows] = own[number].data
+            data[:, rows] = own[number].data.to(data.dtype)
         jets.append(Jet(spec, data))
     return jets
 
 
 def _own_jets(system: System, x: Tensor, spec: JetSpec, side: Side) -> list[Jet]:
-    """The jets of a system's own networks."""
+    """The jets of a system's own networks, in their type."""
+    x = x.to(next(system.parameters()).dtype)
     sides = x.new_full((len(x),), side)
     return [part.jet(part.prepare(x, spec, sides)) for part in system.parts.values()]
 
 
-def predict_gradient(system: System, x: Tensor, fields: Sequence[str]) -> Tensor:
+def predict_gradient(
+    system: System, x: Tensor, fields: Sequence[str], memory: Memory = UNBOUNDED
+) -> Tensor:
     """First derivatives ``(n, n_fields, d)`` of the named fields at points ``(n, d)``."""
     dimension = x.shape[1]
     units = [tuple(int(a == b) for b in range(dimension)) for a in range(dimension)]
     spec = JetSpec.closure(dimension, units)
     order = [system.field_names.index(name) for name in fields]
     result = x.new_empty(len(x), len(fields), dimension)
-    for rows in jet_slices(system, len(x), spec):
+    for rows in jet_slices(system, len(x), spec, memory):
         jets = system_jets(system, x[rows], spec)
         for axis, unit in enumerate(units):
             columns = torch.cat([jet.component(unit) for jet in jets], -1)

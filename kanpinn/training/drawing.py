@@ -20,7 +20,7 @@ class Drawing:
     networks trained before.
 
     Args:
-        options: sampling, seed, type and device.
+        options: sampling, seed, types by level and device.
         names: of the coordinates.
         note: told where a choice by residual was not possible.
     """
@@ -65,28 +65,31 @@ class Drawing:
         key: tuple[str | int, ...] = (block.name, level.index)
         key += (extensions,) if extensions else ()
         if block.group > 1:  # a mean needs equal weights
-            seed = stream(options.seed, "train", *key)
-            return sample(block.region, count, "sobol", seed, options.dtype, options.device)
+            seed, dtype = stream(options.seed, "train", *key), options.dtype_on(level.index)
+            return sample(block.region, count, "sobol", seed, dtype, options.device)
         adaptive = sampling.adaptive
         whole = block.region.kind != "interior" or block.region.n_distinct is not None
         if adaptive is None or before is None or whole or not block.equation:
-            return self._spread(block, count, "train", *key)
+            return self._spread(block, level, count, "train", *key)
         drawn = min(round(adaptive.share * count), count - 1)
-        (base,) = self._spread(block, count - drawn, "train", *key)
-        (pool,) = self._spread(block, round(adaptive.pool * count), "pool", *key)
+        (base,) = self._spread(block, level, count - drawn, "train", *key)
+        (pool,) = self._spread(block, level, round(adaptive.pool * count), "pool", *key)
         seed = stream(options.seed, "adaptive", *key)
-        points = adapt_points(block, base, pool, drawn, before, adaptive, seed)
+        memory = options.memory(jacobian=False, blocks=1)
+        points = adapt_points(block, base, pool, drawn, before, adaptive, seed, memory)
         if points is not None:
             return (points,)
         self.note(
             f"level {level.index}: the residual of {block.name!r} is not finite, or zero, at most "
             "of the points to choose from: its points are spread without regard to it"
         )
-        return self._spread(block, count, "train", *key)
+        return self._spread(block, level, count, "train", *key)
 
-    def _spread(self, block: ResidualBlock, count: int, *key: str | int) -> tuple[Points, ...]:
+    def _spread(
+        self, block: ResidualBlock, level: Level, count: int, *key: str | int
+    ) -> tuple[Points, ...]:
         """Points of a block without regard to its residual."""
         options, names = self.options, self.names
         seed = stream(options.seed, *key)
-        dtype, device = options.dtype, options.device
+        dtype, device = options.dtype_on(level.index), options.device
         return sample_graded(block.region, count, options.sampling, names, seed, dtype, device)

@@ -16,7 +16,8 @@ from kanpinn.geometry import Points
 from kanpinn.problem import Problem
 from kanpinn.residuals import ResidualBlock, System, failure
 from kanpinn.sampling import SamplingOptions, held_out, sample, seen, stream
-from kanpinn.training.block_data import BlockData, mean_loss, mean_square
+from kanpinn.training.block_data import UNBOUNDED, BlockData, mean_loss, mean_square
+from kanpinn.training.memory import EVALUATION, Memory
 
 EVALUATION_CHUNK = 8192  # points at once, or fewer where what a layer makes of them fills more than
 EVALUATION_BYTES = 2**24
@@ -72,6 +73,7 @@ def held_out_data(
     system: System,
     seed: int,
     chunk: int | None,
+    memory: Memory = UNBOUNDED,
 ) -> HeldOut:
     """Held-out points for every block that can be sampled anew, or the problem's own."""
     like = next(iter(system.parameters()))
@@ -92,7 +94,7 @@ def held_out_data(
                 like.dtype,
                 like.device,
             )
-        data.append(BlockData(block, points, system, chunk))
+        data.append(BlockData(block, points, system, chunk, memory))
     return HeldOut(data, held_out_equations(problem, blocks))
 
 
@@ -147,6 +149,7 @@ class ReferenceErrors:
         like: type and device to evaluate in.
         x: other evaluation points, ``(n, d)``.
         exact: the reference there, where it is known already.
+        memory: what an evaluation may take.
     """
 
     def __init__(
@@ -156,7 +159,9 @@ class ReferenceErrors:
         like: Tensor,
         x: Tensor | None = None,
         exact: Tensor | None = None,
+        memory: Memory = UNBOUNDED,
     ) -> None:
+        self.memory = memory
         x = problem.evaluation_points() if x is None else x
         exact = reference_values(problem, x) if exact is None else exact
         self.fields = tuple(problem.fields)
@@ -180,15 +185,16 @@ class ReferenceErrors:
         """The fields at all points; what past windows, which change no more, say is kept."""
         past = system.past
         if past is None:
-            return predict(system, self.x, self.fields)
+            return predict(system, self.x, self.fields, self.memory)
         if self._past is None or self._past[0] is not past:
             own = torch.zeros(len(self.x), dtype=torch.bool, device=self.x.device)
             for rows, owner in system.pieces(self.x):
                 own[rows] = owner is system
-            self._past = past, own, predict(past, self.x[~own], self.fields)
+            self._past = past, own, predict(past, self.x[~own], self.fields, self.memory)
         _, own, known = self._past
         values = known.new_empty(len(self.x), known.shape[1])
-        values[~own], values[own] = known, predict(system, self.x[own], self.fields)
+        values[~own] = known
+        values[own] = predict(system, self.x[own], self.fields, self.memory)
         return values
 
 
@@ -199,19 +205,22 @@ class SolutionChange:
         fields: names of the fields.
         given: the networks ``v``, which do not change any more.
         x: the points ``(n, d)``, of the type and on the device of the networks.
+        memory: what an evaluation may take.
     """
 
-    def __init__(self, fields: Sequence[str], given: System, x: Tensor) -> None:
-        self.fields, self.given, self.x = tuple(fields), given, x
+    def __init__(
+        self, fields: Sequence[str], given: System, x: Tensor, memory: Memory = UNBOUNDED
+    ) -> None:
+        self.fields, self.given, self.x, self.memory = tuple(fields), given, x, memory
 
     @cached_property
     def values(self) -> Tensor:
         """``v`` ``(n, n_fields)``, computed when it is first asked for."""
-        return predict(self.given, self.x, self.fields).double()
+        return predict(self.given, self.x, self.fields, self.memory).double()
 
     def evaluate(self, system: System) -> float | None:
         """The change to a system's ``u``; ``None`` where that is zero."""
-        values = predict(system, self.x, self.fields).double()
+        values = predict(system, self.x, self.fields, self.memory).double()
         return relative_l2(values - self.values, values)
 
 
@@ -229,11 +238,19 @@ class RefinementChange:
         coarse: the best networks of the level before.
         score: their held-out score.
         like: type and device of the networks.
+        memory: what an evaluation may take.
     """
 
-    def __init__(self, problem: Problem, coarse: System, score: float, like: Tensor) -> None:
-        self.score = score
-        self.change = SolutionChange(problem.fields, coarse, problem.evaluation_points().to(like))
+    def __init__(
+        self,
+        problem: Problem,
+        coarse: System,
+        score: float,
+        like: Tensor,
+        memory: Memory = UNBOUNDED,
+    ) -> None:
+        self.score, x = score, problem.evaluation_points().to(like)
+        self.change = SolutionChange(problem.fields, coarse, x, memory)
 
     def evaluate(self, system: System, score: float) -> float | None:
         """The change, ``None`` before ``score``, that of the system, has halved."""
@@ -249,21 +266,33 @@ def relative_l2(difference: Tensor, exact: Tensor) -> float | None:
     return float(difference.norm()) / size if size > least else None
 
 
-def predict(system: System, x: Tensor, fields: Sequence[str] | None = None) -> Tensor:
+def predict(
+    system: System,
+    x: Tensor,
+    fields: Sequence[str] | None = None,
+    memory: Memory = UNBOUNDED,
+) -> Tensor:
     """Fields ``(n, n_fields)`` at points ``(n, d)``, in chunks, without gradient.
 
-    Those named by ``fields``, in that order; all of them, network after network, by default.
+    Those named by ``fields``, in that order; all of them, network after network, by default. The
+    result has the type of the points, whatever that of the networks.
     """
     result = x.new_empty(len(x), len(fields or system.field_names))
-    size = evaluation_rows(system)
+    size = evaluation_rows(system, memory)
     with torch.no_grad():
         for values, piece in zip(result.split(size), x.split(size), strict=True):
             values.copy_(system.values(piece, fields))
     return result
 
 
-def evaluation_rows(system: System) -> int:
-    """Points at once: a power of two, a function of the model alone."""
+def evaluation_rows(system: System, memory: Memory = UNBOUNDED) -> int:
+    """Points at once: a power of two, a function of the model and the bound alone."""
+    point = 8 * evaluation_numbers(system)
+    rows = EVALUATION_BYTES // point
+    return memory.rows(min(EVALUATION_CHUNK, 1 << max(6, rows.bit_length() - 1)), point, EVALUATION)
+
+
+def evaluation_numbers(system: System) -> int:
+    """About how many numbers an evaluation of values holds for every point."""
     layers = [layer for part in system.parts.values() for layer in part.network.chain]
-    rows = EVALUATION_BYTES // (8 * max(layer.numbers_per_point for layer in layers))
-    return min(EVALUATION_CHUNK, 1 << max(6, rows.bit_length() - 1))
+    return max(layer.numbers_per_point for layer in layers)

@@ -23,8 +23,10 @@ from kanpinn.geometry import Box, Domain, Points
 from kanpinn.problem import Problem
 from kanpinn.residuals import System
 from kanpinn.sampling import seen
+from kanpinn.training.block_data import UNBOUNDED
 from kanpinn.training.derivatives import predict_gradient
 from kanpinn.training.evaluation import reference_values, relative_l2
+from kanpinn.training.memory import Memory
 
 STEP = 2.0**-14  # of a coordinate's extent
 ROUND_OFF = 8 * torch.finfo(torch.float64).eps  # of values, times the sum of the weights
@@ -138,6 +140,7 @@ class H1Error:
         trained: points of the current level.
         like: type and device to evaluate in.
         end: last time that counts, for time windows.
+        memory: what an evaluation may take.
     """
 
     def __init__(
@@ -146,8 +149,10 @@ class H1Error:
         trained: Sequence[Points],
         like: Tensor,
         end: float | None = None,
+        memory: Memory = UNBOUNDED,
     ) -> None:
         self.reference, self.trained, self.like, self.end = reference, tuple(trained), like, end
+        self.memory = memory
 
     def evaluate(self, system: System) -> float | None:
         """The error; ``None`` without a reference gradient, or where that is zero."""
@@ -160,5 +165,6 @@ class H1Error:
         if self.end is not None:
             used &= x[:, -1] <= self.end
         fields = self.reference.problem.fields
-        found = predict_gradient(system, x[used].to(self.like), fields).double().cpu()
+        at = x[used].to(self.like)
+        found = predict_gradient(system, at, fields, self.memory).double().cpu()
         return relative_l2(found - exact[used], exact[used])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,9 +33,11 @@ class Refinement:
     share: float | None = None
 
     def apply(self, knots: Sequence[Knots]) -> tuple[Knots, ...]:
-        """The finer knots, layer by layer; of a share, for plans, the longest intervals."""
+        """The finer knots in float64, layer by layer; of a share, for plans, longest intervals."""
         pairs = zip(knots, self.layers, strict=True)
-        return tuple(self._finer(k, rule, number) for number, (k, rule) in enumerate(pairs))
+        return tuple(
+            self._finer(k.widened(), rule, number) for number, (k, rule) in enumerate(pairs)
+        )
 
     def count(self, knots: Knots) -> int:
         """How many intervals of a layer are halved at most, where there is a share."""
@@ -208,22 +211,47 @@ def _count_parameters(system: System, knots: Sequence[Knots]) -> int:
     return total
 
 
-def refine_system(system: System, refinement: Refinement, transfer: str) -> System:
-    """The system on the next level's knots: the same function, or refitted by least squares.
+def refine_system(
+    system: System, refinements: Sequence[Refinement], transfer: str, dtype: torch.dtype
+) -> System:
+    """The system on a finer level's knots: the same function, or refitted by least squares.
+
+    Args:
+        system: on a coarser level.
+        refinements: from level to level.
+        transfer: ``prolongation`` or ``least_squares``.
+        dtype: type of the result; levels between are in float64.
 
     Raises:
         NestingError: if knots do not nest and the transfer is exact.
+        ConditioningError: if the type cannot carry the result.
+        KnotError: if knots coincide in it.
     """
-    fine = {name: refinement.apply(net.knots) for name, net in knot_networks(system).items()}
-    return on_knots(system, fine, transfer)
+    for number, rule in enumerate(refinements, 1):
+        fine = {name: rule.apply(net.knots) for name, net in knot_networks(system).items()}
+        last = number == len(refinements)
+        system = on_knots(system, fine, transfer, dtype if last else torch.float64)
+    return system
 
 
-def on_knots(system: System, knots: Mapping[str, Sequence[Knots]], transfer: str) -> System:
-    """The same with the knots of every network given, layer by layer."""
+def on_knots(
+    system: System,
+    knots: Mapping[str, Sequence[Knots]],
+    transfer: str,
+    dtype: torch.dtype | None = None,
+) -> System:
+    """The same with the knots of every network given, layer by layer; by default in their type."""
     exact, parts = transfer == "prolongation", {}
     for name, net in knot_networks(system).items():
-        finer = net.refined(knots[name]) if exact else net.refitted(knots[name])
+        fine = [k if dtype is None else k.to(dtype) for k in knots[name]]
+        finer = net.refined(fine) if exact else net.refitted(fine)
         parts[name] = system.parts[name].with_network(finer)
+    return with_parts(system, parts)
+
+
+def in_type(system: System, dtype: torch.dtype) -> System:
+    """A copy of a system's own networks and scalars in a type; its past is shared."""
+    parts = {name: copy.deepcopy(part).to(dtype) for name, part in system.parts.items()}
     return with_parts(system, parts)
 
 

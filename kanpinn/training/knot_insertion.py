@@ -33,7 +33,7 @@ DataOn = Callable[[System], Sequence[BlockData]]
 def adaptive_knots(
     system: System, data_on: DataOn, refinement: Refinement
 ) -> dict[str, tuple[Knots, ...]]:
-    """The finer knots of every network, layer by layer.
+    """The finer knots of every network, layer by layer, in float64.
 
     Of a layer's intervals, those of all channels together, the share with the largest indicators
     is halved; fewer, where others promise nothing or free knots would fall below their floor.
@@ -51,7 +51,7 @@ def adaptive_knots(
     for name, network in knot_networks(system).items():
         rows = zip(network.knot_layers, refinement.layers, gains[name], strict=True)
         fine[name] = tuple(
-            _halved(layer, found, refinement.count(layer.knots)) if flag else layer.knots
+            _halved(layer, found, refinement.count(layer.knots)) if flag else layer.knots.widened()
             for layer, flag, found in rows
         )
     return fine
@@ -63,7 +63,7 @@ def _halved(layer: KnotLayer, gains: Sequence[Sequence[float]], count: int) -> K
         for row, t in zip(gains, layer.knots.breakpoints, strict=True)
     ]
     chosen = largest(possible, count)
-    return layer.knots.bisected(
+    return layer.knots.widened().bisected(
         [[j for j in row if possible[p][j] > 0] for p, row in enumerate(chosen)]
     )
 

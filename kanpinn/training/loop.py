@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from kanpinn.optimisers import Optimiser, StepResult, StopReason, build_optimiser
+from kanpinn.optimisers.linear_models import dense_numbers
 from kanpinn.training.block_data import residual_rows
 from kanpinn.training.context import LevelContext
 from kanpinn.training.control import (
@@ -28,8 +29,9 @@ from kanpinn.training.control import (
     verdict,
 )
 from kanpinn.training.objective import SystemObjective
-from kanpinn.training.options import AdamPhase, LevenbergMarquardtPhase, Phase, TrainingOptions
+from kanpinn.training.options import TrainingOptions
 from kanpinn.training.parameters import ParameterPack
+from kanpinn.training.phase_options import AdamPhase, LevenbergMarquardtPhase, Phase
 from kanpinn.training.stage import Stage
 from kanpinn.training.state import EXTENDED, STOPPED, Observer, RunState, key_of, restore, snapshot
 from kanpinn.training.weighting import Weighting
@@ -208,12 +210,17 @@ class Trainer:
         return limit_of_training(self._split()) or StopReason.OPTIMISER
 
     def _split(self) -> ErrorSplit | None:
-        """Both errors now; ``None`` where that would be dear beside a step."""
+        """Both errors now; ``None`` where that would be dear beside a step, or memory forbids."""
         system, phases = self.context.system, self.options.phases
         least_squares = any(isinstance(phase, LevenbergMarquardtPhase) for phase in phases)
         if system.n_parameters > SPLIT_PARAMETERS and not least_squares:
             return None
-        return split_errors(system, self.context.data, self.context.workers)
+        data, n = self.context.data, system.n_parameters
+        rows = sum(entry.n_residuals for entry in data)
+        itemsize = next(system.parameters()).element_size()
+        if not self.context.memory.holds_system(itemsize * dense_numbers(rows, n)):
+            return None
+        return split_errors(system, data, self.context.workers)
 
     def _accept(
         self, phase: Phase, pack: ParameterPack, result: StepResult, objective: SystemObjective

@@ -10,6 +10,7 @@ from torch import Tensor
 from kanpinn.geometry import Points
 from kanpinn.problem import Problem
 from kanpinn.residuals import System
+from kanpinn.training.block_data import UNBOUNDED
 from kanpinn.training.evaluation import (
     ReferenceErrors,
     RefinementChange,
@@ -17,6 +18,7 @@ from kanpinn.training.evaluation import (
     reference_values,
 )
 from kanpinn.training.h1_error import H1Error, ReferenceGradient
+from kanpinn.training.memory import Memory
 from kanpinn.training.state import LevelState
 from kanpinn.training.windows import evaluation_points
 
@@ -30,10 +32,18 @@ class Measures:
         problem: on the whole time interval.
         window: the problem on the window.
         gradient: of the problem's reference.
+        memory: what an evaluation may take.
     """
 
-    def __init__(self, problem: Problem, window: Problem, gradient: ReferenceGradient) -> None:
+    def __init__(
+        self,
+        problem: Problem,
+        window: Problem,
+        gradient: ReferenceGradient,
+        memory: Memory = UNBOUNDED,
+    ) -> None:
         self.problem, self.window, self.gradient = problem, window, gradient
+        self.memory = memory
 
     @cached_property
     def x(self) -> Tensor:
@@ -47,22 +57,23 @@ class Measures:
 
     def errors(self, trained: Sequence[Points], like: Tensor) -> ReferenceErrors:
         """Of values, at points that are not trained on."""
-        return ReferenceErrors(self.problem, trained, like, self.x, self.exact)
+        return ReferenceErrors(self.problem, trained, like, self.x, self.exact, self.memory)
 
     def h1(self, trained: Sequence[Points], like: Tensor) -> H1Error:
         """Of the gradient, likewise."""
         whole = self.window is self.problem
         end = None if whole else self.window.domain.upper[-1]
-        return H1Error(self.gradient, trained, like, end)
+        return H1Error(self.gradient, trained, like, end, self.memory)
 
     def since(self, before: System | None, like: Tensor) -> SolutionChange | None:
         """The change since other networks, if there are any."""
         if before is None:
             return None
-        return SolutionChange(self.problem.fields, before, self.x.to(like))
+        return SolutionChange(self.problem.fields, before, self.x.to(like), self.memory)
 
     def refinement(self, before: LevelState | None, like: Tensor) -> RefinementChange | None:
         """The change since the best networks of a level, if there is one."""
         if before is None:
             return None
-        return RefinementChange(self.problem, before.best_system(), before.best_score, like)
+        best, score = before.best_system(), before.best_score
+        return RefinementChange(self.problem, best, score, like, self.memory)

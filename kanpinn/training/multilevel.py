@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import torch
 
@@ -27,10 +28,7 @@ from kanpinn.training.checks import (
 from kanpinn.training.choice import resolve_phases
 from kanpinn.training.context import LevelContext
 from kanpinn.training.drawing import Drawing
-from kanpinn.training.evaluation import (
-    held_out_data,
-    held_out_equations,
-)
+from kanpinn.training.evaluation import held_out_data, held_out_equations
 from kanpinn.training.h1_error import ReferenceGradient
 from kanpinn.training.hierarchy import (
     Hierarchy,
@@ -47,6 +45,7 @@ from kanpinn.training.initial import initial_system
 from kanpinn.training.knot_insertion import adaptive_knots, as_splines
 from kanpinn.training.loop import Trainer
 from kanpinn.training.measures import Measures
+from kanpinn.training.memory import Memory
 from kanpinn.training.options import StartsOptions
 from kanpinn.training.parameters import ParameterPack
 from kanpinn.training.run_options import RunOptions
@@ -81,6 +80,7 @@ class MultilevelRun:
     Attributes:
         options: with phases that are resolved: no other part of a run meets an ``auto``; while
             initial networks are tried ``start`` is that of the trial under way.
+        unbounded: the same before linear systems are held to the bound on memory.
         reasons: why the phases that were ``auto`` became what they are, by number.
 
     Raises:
@@ -107,9 +107,10 @@ class MultilevelRun:
         check_blocks(self.blocks, options.training)
         check_weighting(self.blocks, problem.coordinates, options.training)
         check_windows(problem, self.blocks, options.training.windows)
-        coarse = self._initial_system(())
+        coarse = self._random_system((), options.dtype_on(0))
         training, self.reasons = resolve_phases(options.training, self.blocks, coarse)
-        self.options = replace(options, training=training)
+        self.unbounded = replace(options, training=training)
+        self.options = self.unbounded.bounded(options.memory_mib)
         self.hierarchy: Hierarchy = build_hierarchy(coarse, training)
         check_networks(coarse, self.blocks)
         check_smoothness(coarse, self.blocks)
@@ -146,7 +147,7 @@ class MultilevelRun:
         count = self.options.training.windows
         self.window = window_problem(self.problem, number, count, self.past)
         self.blocks = self.window.blocks()
-        self._measures = Measures(self.problem, self.window, self._gradient)
+        self._measures = Measures(self.problem, self.window, self._gradient, self.memory(False))
 
     def _new_drawing(self) -> Drawing:
         """For the points of a time window."""
@@ -244,13 +245,15 @@ class MultilevelRun:
             ConfigError: naming the level, if knots do not nest, or a change of basis would leave
                 no digits in the run's own number type.
         """
-        first, *rest = [level.index for level in self.active]
-        system = self._initial_system(self._refinements_to(first))
-        for level in range(first + 1, rest[-1] + 1 if rest else 0):
-            with naming_level(level - 1):
-                if self.options.training.marks:
-                    as_splines(system)  # refuses what could not be judged
-                system = self._refine(system, level - 1, level)
+        trained = [level.index for level in self.active]
+        system = self.initial_system(trained[0])
+        for start, end in pairwise(trained):
+            for level in range(start + 1, end + 1):
+                with naming_level(level - 1):
+                    if self.options.training.marks:
+                        as_splines(system)  # refuses what could not be judged
+                    dtype = self.options.dtype_on(end) if level == end else torch.float64
+                    system = self._refine(system, level - 1, level, dtype)
 
     def check_scalars(self) -> None:
         """Take the scalars' derivatives on the points that training starts with.
@@ -259,11 +262,19 @@ class MultilevelRun:
             ProblemError: if no residual depends on one of them.
         """
         level = self.active[0]
-        system = self._initial_system(self._refinements_to(level.index))
+        system = self.initial_system(level.index)
         chunk = self.options.training.chunk
         check_scalars(
-            system, (BlockData(b, self._points(b, level, 0), system, chunk) for b in self.blocks)
+            system,
+            (
+                BlockData(b, self._points(b, level, 0), system, chunk, self.memory(True))
+                for b in self.blocks
+            ),
         )
+
+    def memory(self, jacobian: bool) -> Memory:
+        """What evaluations may take, where the Jacobian is made of what is evaluated, or is not."""
+        return self.options.memory(jacobian, len(self.blocks))
 
     def _roughness(self, system: System) -> Roughness | None:
         smoothing = self.options.training.smoothing
@@ -280,7 +291,7 @@ class MultilevelRun:
             previous = state.current.best_system() if choice else state.current.system
             system = self._next(previous, level)
         else:
-            system = self._initial_system(self._refinements_to(level.index))
+            system = self.initial_system(level.index)
         context = self._context(level, system)
         if not resumed:
             state.phase, state.step, state.restarts, state.optimiser = 0, 0, 0, {}
@@ -292,6 +303,7 @@ class MultilevelRun:
                 n_points=sum(data.n_points for data in context.data),
                 window=self.number,
                 start=self.options.start,
+                dtype=self.options.dtype_name(level.index),
             )
             if previous is not None:
                 record.start = state.current.record.start
@@ -307,29 +319,31 @@ class MultilevelRun:
         rules = [entry.refinement for entry in self.hierarchy.levels[1 : level + 1]]
         return [rule for rule in rules if rule is not None]
 
-    def _initial_system(self, refinements: Sequence[Refinement]) -> System:
-        """Random initial networks, on the knots that the refinements lead to."""
+    def initial_system(self, level: int) -> System:
+        """Random initial networks on the knots of a level, in its type."""
+        return self._random_system(self._refinements_to(level), self.options.dtype_on(level))
+
+    def _random_system(self, refinements: Sequence[Refinement], dtype: torch.dtype) -> System:
+        """The same on the knots that the refinements lead to."""
         options = self.options
-        like = torch.empty(0, dtype=options.dtype, device=options.device)
+        like = torch.empty(0, dtype=dtype, device=options.device)
         seed = options.network_seed
         return initial_system(self.window, options.model, seed, refinements, like, self.past)
 
-    def _refine(self, system: System, start: int, end: int) -> System:
+    def _refine(self, system: System, start: int, end: int, dtype: torch.dtype) -> System:
         """Through all levels from ``start`` to ``end``, those without steps included."""
-        for level in self.hierarchy.levels[start + 1 : end + 1]:
-            assert level.refinement is not None
-            system = refine_system(system, level.refinement, self.options.training.transfer)
-        return system
+        rules = self._refinements_to(end)[start:]
+        return refine_system(system, rules, self.options.training.transfer, dtype)
 
     def _next(self, previous: System, level: Level) -> System:
         """The networks of a level, from those of the level before."""
-        rule = level.refinement
+        rule, dtype = level.refinement, self.options.dtype_on(level.index)
         if rule is None or rule.share is None:
-            return self._refine(previous, self.state.current.record.level, level.index)
+            return self._refine(previous, self.state.current.record.level, level.index, dtype)
         points = self._all_points(level)
         with naming_level(level.index - 1):
             fine = adaptive_knots(previous, lambda system: self._data(points, system), rule)
-            return on_knots(previous, fine, self.options.training.transfer)
+            return on_knots(previous, fine, self.options.training.transfer, dtype)
 
     def _all_points(self, level: Level) -> AllPoints:
         extensions = self.state.extensions_to(level.index)
@@ -337,14 +351,22 @@ class MultilevelRun:
 
     def _data(self, points: AllPoints, system: System) -> tuple[BlockData, ...]:
         pairs = [(block, neighbours(block, points[block.name])) for block in self.blocks]
-        return tuple(BlockData(*pair, system, self.options.training.chunk) for pair in pairs)
+        chunk, memory = self.options.training.chunk, self.memory(True)
+        return tuple(BlockData(*pair, system, chunk, memory) for pair in pairs)
 
     def _context(self, level: Level, system: System) -> LevelContext:
         options, like = self.options, next(iter(system.parameters())).detach()
         points, chunk = self._all_points(level), options.training.chunk
         data = self._data(points, system)
         held_out = held_out_data(
-            self.window, self.blocks, points, options.sampling, system, options.seed, chunk
+            self.window,
+            self.blocks,
+            points,
+            options.sampling,
+            system,
+            options.seed,
+            chunk,
+            self.memory(False),
         )
         trained, before, measures = self._trained_on(level), self._before(level), self._measures
         return LevelContext(
@@ -356,8 +378,14 @@ class MultilevelRun:
             measures.h1(trained, like),
             measures.since(before.system if before else None, like),
             options.seed,
-            options.workers,
+            self.memory(True).workers(
+                options.workers,
+                sum(entry.n_residuals for entry in data),
+                system.n_parameters,
+                like.element_size(),
+            ),
             self._roughness(system),
+            self.memory(False),
         )
 
     def n_points(self, block: ResidualBlock, level: Level, extensions: int = 0) -> int:

@@ -183,7 +183,7 @@ class SystemObjective:
 
     def _count_factor(self, operations: Callable[[int, int], int]) -> None:
         """Count the rows of ``[J | r]`` and what is made of them."""
-        rows = sum(data.n_rows * data.n_equations for data in self.data)
+        rows = sum(data.n_residuals for data in self.data)
         rows += 0 if self.penalty is None else len(self.penalty.rows())
         self.meter.add(sum(data.cost().jacobian for data in self.data))
         self.meter.add(operations(rows, self.pack.layout.total + 1))

@@ -3,115 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le
 
 from kanpinn.errors import ConfigError
-from kanpinn.optimisers import (
-    AdamOptions,
-    LBFGSOptions,
-    LevenbergMarquardtOptions,
-    SelfScaledBFGSOptions,
-    SelfScaledBroydenOptions,
+from kanpinn.training.memory import Memory
+from kanpinn.training.phase_options import (
+    AutoPhase,
+    LevenbergMarquardtPhase,
+    Phase,
+    Precision,
+    on_level,
 )
 from kanpinn.training.weight_options import AttentionOptions, BalanceOptions, CausalOptions
 
-Number = TypeVar("Number", int, float)
-Steps = Annotated[int, Ge(0)]
-TrainedGroups = Annotated[
-    tuple[str, ...],
-    "parameter groups trained, as patterns: *, *.coefficients, *.base_weights, *.knots_free, "
-    "scalars.*",
-]
 FIRST_LINES = 4  # logged lines of a phase, before ``refine: auto`` judges it
-MOST_STEPS = 1000  # that a phase takes on a level by default
-
-
-@dataclass(frozen=True, kw_only=True)
-class PhaseOptions:
-    """How long a phase lasts on each level, and what it trains."""
-
-    steps: Annotated[
-        Steps | tuple[Steps, ...],
-        "optimiser steps on every level, or a list per level, coarsest first; 0 skips the level; "
-        "the last entry holds for all further levels, entries beyond the last level are not used",
-    ] = MOST_STEPS
-    train: TrainedGroups = ("*",)
-
-    def steps_on(self, level: int) -> int:
-        """Steps on one level."""
-        return _on_level(self.steps, level)
-
-
-def _on_level(entries: Number | tuple[Number, ...], level: int) -> Number:
-    """The entry of a level; the last one holds for all further levels."""
-    return entries[min(level, len(entries) - 1)] if isinstance(entries, tuple) else entries
-
-
-@dataclass(frozen=True, kw_only=True)
-class AutoPhase:
-    """Chosen before the run, by the problem and its size; the saved config has the choice.
-
-    See :func:`~kanpinn.training.choice.resolve_phases`.
-    """
-
-    optimiser: Annotated[
-        Literal["auto"],
-        "lm if every loss is a sum of squares and no other phase takes mini-batches; otherwise "
-        "ssbroyden up to 2,000 parameters on the finest level, and lbfgs beyond",
-    ] = "auto"
-    steps: Annotated[
-        Literal["auto"] | Steps | tuple[Steps, ...],
-        "as for the others; auto: on every level 60 for lm (with refine: auto four times log_every "
-        "if that is more) and 1000 for the others",
-    ] = "auto"
-    train: TrainedGroups = ("*",)
-
-    def steps_on(self, level: int) -> int:
-        """The most steps it may come to have on one level."""
-        return MOST_STEPS if self.steps == "auto" else _on_level(self.steps, level)
-
-
-@dataclass(frozen=True, kw_only=True)
-class AdamPhase(PhaseOptions, AdamOptions):
-    """A phase of Adam steps."""
-
-    batch: Annotated[
-        Annotated[int, Gt(0)] | None, "rows of each block per step; all of them by default"
-    ] = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class LBFGSPhase(PhaseOptions, LBFGSOptions):
-    """A phase of L-BFGS iterations on the full batch."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SelfScaledBFGSPhase(PhaseOptions, SelfScaledBFGSOptions):
-    """A phase of self-scaled BFGS iterations on the full batch."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SelfScaledBroydenPhase(PhaseOptions, SelfScaledBroydenOptions):
-    """A phase of self-scaled Broyden iterations on the full batch."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LevenbergMarquardtPhase(PhaseOptions, LevenbergMarquardtOptions):
-    """A phase of Levenberg-Marquardt steps on the full batch; losses must be sums of squares."""
-
-
-Phase = (
-    AutoPhase
-    | AdamPhase
-    | LBFGSPhase
-    | SelfScaledBFGSPhase
-    | SelfScaledBroydenPhase
-    | LevenbergMarquardtPhase
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,7 +138,7 @@ class WorkOptions:
 
     def on(self, level: int) -> float:
         """The share of a level."""
-        return _on_level(self.per_level, level)
+        return on_level(self.per_level, level)
 
     def spent(self, record: Mapping[str, Any]) -> bool:
         """Whether a level, by its record as in the summary, has spent its share."""
@@ -278,6 +187,11 @@ class TrainingOptions:
         Literal["prolongation", "least_squares"],
         "how coefficients reach the next level: exactly, or refitted (grid extension, a baseline)",
     ] = "prolongation"
+    precision: Annotated[
+        tuple[Precision, ...] | None,
+        "type of all numbers on every level, coarsest first, in place of dtype; the last entry "
+        "holds for all further levels, entries beyond the last level are not used",
+    ] = None
     phases: Annotated[tuple[Phase, ...], "what is done on every level, in order"] = (AutoPhase(),)
     starts: Annotated[
         StartsOptions | None, "several random initial networks, the best of which goes on"
@@ -309,6 +223,11 @@ class TrainingOptions:
                     f"training.phases.{number}.steps: found an empty list, allowed: a number, or "
                     "one for every level"
                 )
+        if self.precision == ():
+            raise ConfigError(
+                "training.precision: found an empty list, allowed: null, or float32 or float64 for "
+                "every level"
+            )
         if not self.phases:
             raise ConfigError("training.phases: empty; at least one phase is needed")
         if not isinstance(self.refine, str) and len(self.refine) != self.levels - 1:
@@ -357,6 +276,25 @@ class TrainingOptions:
                 f"{FIRST_LINES} logged lines on, and none has more than {steps} steps"
             )
 
+    def bounded(self, memory: Memory) -> TrainingOptions:
+        """With linear systems that keep to their share of a bound on memory."""
+        if memory.bound_mib is None:
+            return self
+        phases = [
+            replace(phase, memory_mib=memory.systems_mib(phase.memory_mib))
+            if isinstance(phase, LevenbergMarquardtPhase)
+            else phase
+            for phase in self.phases
+        ]
+        return replace(self, phases=tuple(phases))
+
+    @property
+    def linearises(self) -> bool:
+        """Whether anything asks for the Jacobian of the points that are trained on."""
+        least_squares = any(isinstance(phase, LevenbergMarquardtPhase) for phase in self.phases)
+        by_kernel = self.balance is not None and self.balance.by == "ntk"
+        return least_squares or by_kernel or self.adapts or self.marks
+
     @property
     def reweighting(self) -> tuple[str, ...]:
         """What changes the loss while a level is trained, so that its values do not compare."""
@@ -377,6 +315,10 @@ class TrainingOptions:
     def estimates(self) -> bool:
         """Whether the change of the solution since the level before is measured."""
         return self.adapts or self.target.estimated_error is not None
+
+    def precision_on(self, level: int) -> Precision | None:
+        """Type of a level by name, ``None`` where it is the run's own."""
+        return None if self.precision is None else on_level(self.precision, level)
 
     def steps_of(self, phase: Phase, level: int) -> int:
         """Steps of a phase on a level; a budget without work skips the level."""

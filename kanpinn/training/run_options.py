@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from kanpinn.models import ModelOptions
 from kanpinn.sampling import SamplingOptions, stream
+from kanpinn.training.memory import Memory
 from kanpinn.training.options import TrainingOptions
+
+DTYPES = {"float64": torch.float64, "float32": torch.float32}
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,32 @@ class RunOptions:
     dtype: torch.dtype = torch.float64
     device: torch.device = torch.device("cpu")  # noqa: RUF009 - immutable
     workers: int = 1  # threads that share the chunks of points; no result depends on them
+    memory_mib: float | None = None  # bound on all that a run takes beside the program itself
     start: int = 0  # which of this seed's random initial networks
+
+    def memory(self, jacobian: bool, blocks: int) -> Memory:
+        """Shares of the bound on memory.
+
+        Args:
+            jacobian: whether rows of the Jacobian of the points in question could be asked for.
+            blocks: number of residual blocks; features are kept of their held-out points, too.
+        """
+        return Memory(self.memory_mib, jacobian and self.training.linearises, 2 * blocks)
+
+    def bounded(self, memory_mib: float | None) -> RunOptions:
+        """With a bound on memory that linear systems keep to their share of."""
+        training = self.training.bounded(Memory(memory_mib))
+        return replace(self, training=training, memory_mib=memory_mib)
+
+    def dtype_on(self, level: int) -> torch.dtype:
+        """Type of all numbers on a level."""
+        name = self.training.precision_on(level)
+        return self.dtype if name is None else DTYPES[name]
+
+    def dtype_name(self, level: int) -> str:
+        """The same by its name."""
+        dtype = self.dtype_on(level)
+        return next(name for name, known in DTYPES.items() if known is dtype)
 
     @property
     def network_seed(self) -> int:

@@ -11,8 +11,9 @@ from kanpinn.sampling import batch_indices
 from kanpinn.training.block_data import BlockData
 from kanpinn.training.context import LevelContext
 from kanpinn.training.objective import SystemObjective
-from kanpinn.training.options import AdamPhase, Phase, TrainingOptions
+from kanpinn.training.options import TrainingOptions
 from kanpinn.training.parameters import ParameterPack
+from kanpinn.training.phase_options import AdamPhase, Phase
 from kanpinn.training.smoothing import Penalty
 from kanpinn.training.state import RunState
 from kanpinn.training.weighting import Weighting

@@ -54,6 +54,7 @@ class LevelRecord:
     doubled, on this level and those before. The two errors that follow are parts of the training
     residual (:class:`~kanpinn.training.control.ErrorSplit`), known with ``refine: auto``;
     ``estimated_error`` is described at :class:`~kanpinn.training.evaluation.RefinementChange`.
+    ``dtype`` is the type of all its numbers (``None`` in records of earlier versions).
     ``start`` tells which of the seed's random initial networks it comes from. ``conditions`` are
     the :class:`~kanpinn.optimisers.Condition` met, with spaces between.
     """
@@ -84,6 +85,7 @@ class LevelRecord:
     window: int = 0
     start: int = 0
     conditions: str = ""
+    dtype: str | None = None
 
     @property
     def key(self) -> tuple[int, int]:
