@@ -95,8 +95,8 @@ def spectrum_of(n: int, order: int) -> Spectrum:
     ``A = h^(1-r)/(r-1)! D^r`` with the differences ``D = I - N``, ``N`` the shift, of size
     ``m = n + r - 1``. Half of the singular values of ``D^r`` are right in a decomposition of
     ``D^r``, to ``eps sigma_max``, and the other half in one of ``D^-r``; both matrices hold whole
-    numbers, without rounding errors. So every one has at least the relative accuracy
-    ``eps sqrt(cond D^r)``, where one decomposition of ``D^r`` leaves ``eps cond D^r``.
+    numbers, exact below 2^53 and sums of positive terms beyond. So every one has about the relative
+    accuracy ``eps sqrt(cond D^r)``, where one decomposition of ``D^r`` leaves ``eps cond D^r``.
     """
     direct, inverse = differences(n + order - 1, order)
     _, large, vectors_t = np.linalg.svd(direct)
