@@ -309,11 +309,11 @@ def test_a_run_stopped_after_every_step_is_the_same(tmp_path: Path) -> None:
     out = tmp_path / "run"
     status = api.solve(CONFIG, out=out, stop=StopAfter(0), on_interrupt="return").status
     sessions = 1
-    while status == "interrupted":
+    while status == "interrupted" and sessions < 30:
         stop = StopAfter(0)
         status = api.solve(CONFIG, out=out, resume=True, stop=stop, on_interrupt="return").status
         sessions += 1
-    assert sessions >= 16  # of four steps on the first level, three times, and on the second
+    assert 16 <= sessions < 30  # of four steps on the first level, three times, and on the second
     same_folder(out, tmp_path / "whole")
 
 

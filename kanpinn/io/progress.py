@@ -106,7 +106,8 @@ class Lines(Silent):
 
     def row(self, row: Mapping[str, Any], record: LevelRecord) -> None:
         """Print the line."""
-        name = f"{self.of_network}{record.label}"
+        window = f"window {record.window}, " if record.window else ""
+        name = f"{self.of_network}{window}level {row['level']}"
         self.note(f"{name}  step {row['step']:>6}  {describe(row)}")
 
     def note(self, text: str) -> None:
