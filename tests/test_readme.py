@@ -30,7 +30,7 @@ from kanpinn import api
 from kanpinn.cli import main
 from kanpinn.cli.group import COMMANDS
 from kanpinn.conditions import Condition, Dirichlet
-from kanpinn.config import read_yaml
+from kanpinn.config import parse_study, read_yaml
 from kanpinn.geometry import Box
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -231,7 +231,10 @@ def test_commands_in_the_text_exist(page: str) -> None:
         assert command is not None, f"{page}: {span}"
         known = {"--help", *(o for parameter in command.params for o in parameter.opts)}
         assert {a for a in arguments if a.startswith("-")} <= known, f"{page}: {span}"
-        if arguments and arguments[0].startswith("configs/"):
+        if name == "study" and arguments:
+            path = ROOT / arguments[0]
+            parse_study(read_yaml(path), str(path), path.stem)
+        elif arguments and arguments[0].startswith("configs/"):
             api.prepare(ROOT / arguments[0], [a for a in arguments if is_override(a)])
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,12 +92,13 @@ def check_cases(configs: Sequence[tuple[Case, dict[str, Any]]], file: Path) -> N
         for case, data in configs
     }
     for case, data in alike.values():
-        with suppress(ProblemError):
-            try:
-                prepare({**data, "name": "case"})
-            except ConfigError as error:
-                words = str(error).removeprefix("config: ")
-                raise ConfigError(f"{file}: case {case.title}: {words}") from error
+        try:
+            prepare({**data, "name": "case"})
+        except ProblemError:
+            continue
+        except ConfigError as error:
+            words = str(error).removeprefix("config: ")
+            raise ConfigError(f"{file}: case {case.title}: {words}") from error
 
 
 def _resolve(
