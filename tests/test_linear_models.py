@@ -262,7 +262,5 @@ def test_the_plan_follows_the_solver() -> None:
         }
         return api.plan(api.prepare(config))[0].memory_mib
 
-    without = mib("iterative")  # nothing but a few vectors beside what every run holds
-    assert mib("dense") - without > 2 * (mib("dual") - without) > 0
-    assert mib("dense") > 4 * without
+    assert mib("dense") > 2 * mib("dual") and mib("dense") > 3 * mib("iterative")
     assert mib("auto") == mib("iterative") and mib("auto", 4) == mib("dense", 4)

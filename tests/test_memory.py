@@ -230,6 +230,19 @@ def test_kernels_are_expected_where_there_are_some(monkeypatch: pytest.MonkeyPat
 
 # --- real processes -------------------------------------------------------------------------------
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is counted otherwise")
+def test_peaks_are_a_process_own() -> None:
+    """Not those of a larger one that started it, a study or a test for instance."""
+    command = "from kanpinn.api.result import peak_memory; print(peak_memory())"
+
+    def peak() -> float:
+        return float(subprocess.check_output([sys.executable, "-c", command], text=True))
+
+    small = peak()
+    ballast = np.ones(2**26)  # 512 MiB
+    assert peak() < small + 100 < ballast.nbytes / MIB
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is counted otherwise")
 @pytest.mark.parametrize(
     ("phase", "bound"),
     [("{optimiser: lm, steps: 1, iterations: 5}", 40.0), ("{optimiser: lbfgs, steps: 1}", 30.0)],

@@ -271,7 +271,9 @@ class _Sizes:
         rows = rows_at_once(*sizes, self.options.training.chunk, memory, makes)
         rows = min(max(rows, block.group), self.points[block.name])
         specs, n_sites = self.specs[block.name], block.region.n_sites
-        numbers = row_numbers(self.system, specs, n_sites, equations, makes, memory.jacobian)
+        direct = {"dense", "dual"} & set(self.solvers())  # whose rows are part of what they hold
+        jacobian = memory.jacobian and not direct
+        numbers = row_numbers(self.system, specs, n_sites, equations, makes, jacobian)
         return rows * numbers * self._number
 
     def _evaluation(self) -> float:
