@@ -662,7 +662,8 @@ def test_twice_ctrl_c_stops_at_once(here: Path) -> None:
         "            time.sleep(60)\n"
         "        return p.u.xx + p.u.yy\n"
     )
-    process = Process(here, "solve", "tiny.yaml", LONG, "training.log_every=1", "--out", "run")
+    often = ["training.log_every=1", "training.checkpoint_every=5"]
+    process = Process(here, "solve", "tiny.yaml", LONG, *often, "--out", "run")
     process.wait_for("asleep")
     process.process.send_signal(signal.SIGINT)
     process.wait_for("once more")
