@@ -246,6 +246,7 @@ def test_a_cache_that_cannot_be_written_is_replaced(
 
 
 @needs_compiler
+@pytest.mark.slow
 def test_kernels_are_compiled_once(tmp_path: Path) -> None:
     first, second = started(tmp_path), started(tmp_path)
     assert "compiling the kernels" in first.stdout

@@ -242,6 +242,7 @@ def test_peaks_are_a_process_own() -> None:
     assert peak() < small + 100 < ballast.nbytes / MIB
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is counted otherwise")
 @pytest.mark.parametrize(
     ("phase", "bound"),

@@ -352,6 +352,7 @@ def test_a_single_precision_end_is_allowed() -> None:
     assert types(state.current.system) == {SINGLE}
 
 
+@pytest.mark.slow
 def test_a_study_over_precisions(tmp_path: Path) -> None:
     base = changed(levels=2)
     base["training"]["phases"] = [{"optimiser": "lm", "steps": 2}]

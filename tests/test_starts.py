@@ -189,7 +189,10 @@ def same_run(found: RunState, expected: RunState) -> None:
     assert found.trials is None and expected.trials is None
 
 
-@pytest.mark.parametrize("levels", [1, 2, 3])
+MORE_LEVELS = [pytest.param(levels, marks=pytest.mark.slow) for levels in (2, 3)]
+
+
+@pytest.mark.parametrize("levels", [1, *MORE_LEVELS])
 def test_every_saved_state_goes_on_to_the_same_end(levels: int, tmp_path: Path) -> None:
     run, told = chosen_from(levels=levels), Told()
     whole = MultilevelRun(Plain(), run, told).run()
