@@ -237,6 +237,26 @@ def test_folders_that_are_none_of_a_study(tmp_path: Path) -> None:
     assert "jobs: found 0" in refused(["study", str(config), "--jobs", "0"])
 
 
+def test_a_dry_run_lists_what_is_missing(ran: kanpinn.Study, tmp_path: Path) -> None:
+    more = STUDY.replace("[1, 2]", "[1, 2, 3]") + "analyses: [{name: residual_spectrum}]\n"
+    shutil.copytree(ran.folder, tmp_path / "out")
+    before = sorted(path.name for path in tmp_path.rglob("*"))
+    config = written(tmp_path, more)
+    arguments = ["study", str(config), "--out", str(tmp_path / "out"), "--dry-run"]
+    told = CliRunner().invoke(main, arguments)
+    assert told.exit_code == 0
+    assert told.stdout.splitlines()[:2] == ["model.order=4, seed=3", "model.order=5, seed=3"]
+    assert "2 of 6 cases to run, analyses: residual_spectrum; folder " in told.stdout
+    found = json.loads(CliRunner().invoke(main, [*arguments, "--json"]).stdout)
+    assert len(found["cases"]) == 6 and found["waiting"] == told.stdout.splitlines()[:2]
+    new = str(tmp_path / "new")
+    assert "\n6 cases, " in CliRunner().invoke(main, [*arguments[:3], new, "--dry-run"]).stdout
+    written(tmp_path, more, BASE.replace("interior: 32", "interior: 33"))
+    assert "another base config" in refused(arguments)
+    after = {path.name for path in tmp_path.rglob("*")}
+    assert after == {*before, "base.yaml", "orders.yaml"}
+
+
 def test_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     written(tmp_path, STUDY.replace("[1, 2]", "[1]"))

@@ -7,7 +7,7 @@ from kanpinn.api.recall import load
 from kanpinn.api.result import SolveResult
 from kanpinn.api.run_report import write_run_report
 from kanpinn.api.session import solve
-from kanpinn.api.studies import run_study
+from kanpinn.api.studies import StudyPlan, plan_study, run_study
 from kanpinn.api.study_analyses import failures
 from kanpinn.api.study_report import write_report
 from kanpinn.api.study_results import CaseResult, Study, load_study
@@ -20,6 +20,7 @@ __all__ = [
     "Prepared",
     "SolveResult",
     "Study",
+    "StudyPlan",
     "failures",
     "in_words",
     "inspect",
@@ -27,6 +28,7 @@ __all__ = [
     "load_study",
     "phase_plans",
     "plan",
+    "plan_study",
     "prepare",
     "problem_of",
     "run_study",

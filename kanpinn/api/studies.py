@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from kanpinn.api.study_analyses import analyse, parse_requests
+from kanpinn.api.study_analyses import Request, analyse, parse_requests
 from kanpinn.api.study_cases import Base, bases_of, check_cases, resolve_cases
 from kanpinn.api.study_report import write_report
 from kanpinn.api.study_results import (
@@ -59,24 +60,84 @@ def run_study(
     """
     if jobs < 1:
         raise ConfigError(f"jobs: found {jobs}, allowed: at least 1")
-    config, say = Path(config), tell or (lambda text: None)
-    design = parse_study(read_yaml(config), str(config), config.stem, variant)
-    bases = bases_of(design, config)
-    configs = resolve_cases(design, bases, config)
-    requests = parse_requests(design, str(config))
-    folder = (Path(out) if out is not None else STUDIES / design.folder).absolute()
-    with _open_folder(folder, design, bases):
-        waiting = [(c, data) for c, data in configs if not is_finished(run_folder(folder, c))]
-        check_cases(waiting, config)
-        done = len(configs) - len(waiting)
+    say = tell or (lambda text: None)
+    asked = _read(Path(config), out, variant)
+    folder, design = asked.folder, asked.design
+    with _open_folder(folder, design, asked.bases):
+        waiting = asked.waiting()
+        check_cases(waiting, asked.file)
+        done = len(asked.configs) - len(waiting)
         if done:
-            say(f"{done} of {len(configs)} cases have a result already")
+            say(f"{done} of {len(asked.configs)} cases have a result already")
         threads = max(1, _processors() // jobs)
         errors = StudyRunner(jobs, say).run(_jobs(waiting, folder, threads), done)
         study = read_cases(folder, design, errors)
-        analyse(study, requests, say)
+        analyse(study, asked.requests, say)
         write_report(study)
     return study
+
+
+def plan_study(
+    config: str | Path, out: str | Path | None = None, *, variant: str | None = None
+) -> StudyPlan:
+    """What :func:`run_study` would do with the same arguments; nothing is run or written.
+
+    Raises:
+        ConfigError: as there.
+        RunFolderError: if the folder is that of another study.
+    """
+    asked = _read(Path(config), out, variant)
+    _check_folder(asked.folder, asked.design, asked.bases)
+    waiting = asked.waiting()
+    check_cases(waiting, asked.file)
+    return StudyPlan(
+        asked.folder,
+        tuple(case for case, _ in asked.configs),
+        tuple(case for case, _ in waiting),
+        tuple(request.name for request in asked.requests),
+    )
+
+
+@dataclass(frozen=True)
+class StudyPlan:
+    """What a study would do.
+
+    Attributes:
+        folder: its folder.
+        cases: all of them.
+        waiting: those that have no result yet.
+        analyses: their names.
+    """
+
+    folder: Path
+    cases: tuple[Case, ...]
+    waiting: tuple[Case, ...]
+    analyses: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A study's file, read."""
+
+    file: Path
+    design: Design
+    bases: Mapping[str, Base]
+    configs: Sequence[tuple[Case, dict[str, Any]]]
+    requests: Sequence[Request]
+    folder: Path
+
+    def waiting(self) -> list[tuple[Case, dict[str, Any]]]:
+        """The cases without a result."""
+        return [(c, d) for c, d in self.configs if not is_finished(run_folder(self.folder, c))]
+
+
+def _read(file: Path, out: str | Path | None, variant: str | None) -> _Asked:
+    design = parse_study(read_yaml(file), str(file), file.stem, variant)
+    bases = bases_of(design, file)
+    configs = resolve_cases(design, bases, file)
+    requests = parse_requests(design, str(file))
+    folder = (Path(out) if out is not None else STUDIES / design.folder).absolute()
+    return _Asked(file, design, bases, configs, requests, folder)
 
 
 def _jobs(

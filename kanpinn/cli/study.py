@@ -12,7 +12,7 @@ from kanpinn.cli.options import PATH, as_json, verbose
 from kanpinn.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_OK
 
 if TYPE_CHECKING:
-    from kanpinn.api import Study
+    from kanpinn.api import Study, StudyPlan
 
 SHOWN = (
     *("window", "level", "runs", "left_out", "intervals", "parameters", "seconds"),
@@ -29,11 +29,18 @@ FINALS = (
 @click.option("--out", type=PATH, metavar="DIR", help="Study folder [runs/studies/<name>].")
 @click.option("--variant", metavar="NAME", help="One of the study's variants, such as quick.")
 @click.option("--jobs", type=int, default=1, show_default=True, help="Cases at a time.")
+@click.option("--dry-run", is_flag=True, help="List the cases; run and write nothing.")
 @as_json("the medians")
 @click.option("-q", "--quiet", is_flag=True, help="No progress on stderr.")
 @verbose
 def study(
-    config: Path, out: Path | None, variant: str | None, jobs: int, as_json: bool, quiet: bool
+    config: Path,
+    out: Path | None,
+    variant: str | None,
+    jobs: int,
+    dry_run: bool,
+    as_json: bool,
+    quiet: bool,
 ) -> int:
     """Run the cases of CONFIG (base, axes, cases) that have no result yet; write the report.
 
@@ -42,6 +49,8 @@ def study(
     """
     from kanpinn import api
 
+    if dry_run:
+        return _show_plan(api.plan_study(config, out, variant=variant), as_json)
     try:
         tell = None if quiet else say
         found = api.run_study(config, out, variant=variant, jobs=jobs, tell=tell)
@@ -75,6 +84,25 @@ def report(path: Path, as_json: bool) -> int:
     found = api.load_study(path)
     api.write_report(found)
     return _show(found, as_json)
+
+
+def _show_plan(plan: StudyPlan, as_json: bool) -> int:
+    """What would be run, on stdout."""
+    from kanpinn.io.run_folder import to_json
+
+    waiting = [case.title for case in plan.waiting]
+    if as_json:
+        cases = [case.title for case in plan.cases]
+        found = {"folder": str(plan.folder), "cases": cases, "waiting": waiting}
+        click.echo(to_json({**found, "analyses": plan.analyses}, indent=2))
+        return EXIT_OK
+    for title in waiting:
+        click.echo(title)
+    done = len(plan.cases) - len(waiting)
+    words = f"{len(waiting)} of {len(plan.cases)} cases to run" if done else f"{len(waiting)} cases"
+    more = f", analyses: {', '.join(plan.analyses)}" if plan.analyses else ""
+    click.echo(f"{words}{more}; folder {short_path(plan.folder)}")
+    return EXIT_OK
 
 
 def _show(found: Study, as_json: bool) -> int:

@@ -25,10 +25,11 @@ class LBFGSOptions(QuasiNewtonOptions):
 @final
 @dataclass(frozen=True)
 class LBFGS(QuasiNewton):
-    """Limited-memory BFGS for a full-batch loss; see ``QuasiNewton`` for its steps.
+    """Limited-memory BFGS (Liu and Nocedal, 1989) for a full-batch loss.
 
-    H comes from the last pairs of differences (``CurvatureHistory.direction``). Its tensors in the
-    state: ``s_history``, ``y_history`` (m, n) and ``products`` (m, m).
+    See ``QuasiNewton`` for its steps. H comes from the last pairs of differences
+    (``CurvatureHistory.direction``). Its tensors in the state: ``s_history``, ``y_history`` (m, n)
+    and ``products`` (m, m).
 
     Source: D. Liu and J. Nocedal, Math. Prog. 45 (1989), doi:10.1007/BF01589116.
     """

@@ -115,7 +115,7 @@ class _Trial:
 @final
 @dataclass(frozen=True)
 class LevenbergMarquardt(Optimiser):
-    """Damped Gauss-Newton steps for a sum of squares ``|r(theta)|^2``.
+    """Levenberg-Marquardt: damped Gauss-Newton steps for a sum of squares ``|r(theta)|^2``.
 
     One step takes a linear model of the residuals and solves ``min |J d + r|^2 + lambda |D d|^2``
     (``linear_models`` has the means). Along ``d`` it measures the second derivative of the

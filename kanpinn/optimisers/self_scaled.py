@@ -198,7 +198,10 @@ class SelfScaled(QuasiNewton):
 @final
 @dataclass(frozen=True)
 class SelfScaledBFGS(SelfScaled):
-    """Self-scaled BFGS: see ``bfgs_scaling``."""
+    """BFGS that scales its matrix at every step (2405.04230).
+
+    See ``bfgs_scaling``.
+    """
 
     options: SelfScaledBFGSOptions = field(default_factory=SelfScaledBFGSOptions)
 
@@ -211,7 +214,10 @@ class SelfScaledBFGS(SelfScaled):
 @final
 @dataclass(frozen=True)
 class SelfScaledBroyden(SelfScaled):
-    """Self-scaled Broyden: see ``broyden_scaling``."""
+    """The self-scaled Broyden method (2405.04230).
+
+    See ``broyden_scaling``.
+    """
 
     options: SelfScaledBroydenOptions = field(default_factory=SelfScaledBroydenOptions)
 
