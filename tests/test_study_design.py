@@ -27,6 +27,8 @@ TABLE = {
     },
 }
 
+WORK = {"of": "operations", "total": 5}
+
 
 def parsed(data: dict[str, Any], variant: str | None = None) -> Design:
     return parse_study(data, "s.yaml", "s", variant)
@@ -125,6 +127,19 @@ def test_another_budget_is_another_run() -> None:
     assert len(folders) == 3
 
 
+def test_cases_can_have_totals_of_their_own() -> None:
+    axes = {"budget.total": [10, "1e2"], "m": {"a": {"seed": 1}, "b": {"seed": 2}}}
+    found = parsed({**BASE, "axes": axes, "budget": WORK})
+    totals = [case.budget.total for case in found.cases() if case.budget]
+    assert totals == [10, 10, 100, 100]
+    assert [case.changes for case in found.cases()] == [{"seed": 1}, {"seed": 2}] * 2
+    assert len({case.folder for case in found.cases()}) == 4
+    again = parse_study(found.as_dict(), "s.yaml", "s")
+    assert again.cases() == found.cases()
+    plain = parsed({**BASE, "axes": {"seed": [1]}, "budget": WORK}).cases()[0]
+    assert plain.budget == Budget(of="operations", total=5)
+
+
 def work(total: float) -> Budget:
     return Budget(of="operations", total=total)
 
@@ -176,6 +191,18 @@ def work(total: float) -> Budget:
         (
             {**BASE, "axes": {"seed": [1]}, "budget": {"of": "operations", "total": 0}},
             "budget.total: found 0, allowed: a number above 0",
+        ),
+        (
+            {**BASE, "axes": {"budget.total": [1e9]}},
+            "s.yaml: 1000000000.0: budget.total: the study has no budget",
+        ),
+        (
+            {**BASE, "cases": {"a": {"budget.total": "much"}}, "budget": WORK},
+            "s.yaml: a: budget.total: found 'much', allowed: above 0",
+        ),
+        (
+            {**BASE, "axes": {"seed": [1]}, "set": {"budget.total": -1}, "budget": WORK},
+            "s.yaml: set: budget.total: found -1, allowed: above 0",
         ),
         (
             {**BASE, "axes": {"seed": [1]}, "variants": {"q": {"axes": {"sead": [1]}}}},

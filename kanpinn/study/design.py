@@ -7,7 +7,7 @@ import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 from annotated_types import Gt
@@ -18,6 +18,7 @@ from kanpinn.training import TrainingOptions
 LONGEST_NAME = 80  # characters of a case's folder
 WORK = "training.work"
 BASE = "base"  # the key of a case's own base config
+TOTAL = "budget.total"  # the key of the work of a case, instead of that of all
 
 Changes = Mapping[str, Any]
 
@@ -64,7 +65,7 @@ class Case:
     Attributes:
         labels: by axis, the value in words.
         changes: dotted keys of the base config, and their values here.
-        budget: of the study, if it has one.
+        budget: of work, if there is one.
     """
 
     labels: Mapping[str, str]
@@ -125,7 +126,7 @@ class Design:
         axes: by name, the labels of its values and what each changes. Listed cases are the axis
             ``case``.
         set: changed in every case, on top of what the axes change.
-        budget: of work, the same for every case.
+        budget: of work, for every case that does not have a ``budget.total`` of its own.
         variant: which of the study's variants this is.
         analyses: what is measured beside, or of the runs, as in the file.
     """
@@ -170,4 +171,7 @@ class Design:
                 for key, value in part.items():
                     changes.pop(key, None)  # the last one counts, in its own turn
                     changes[key] = value
-            yield Case(labels, changes, self.budget)
+            total, budget = changes.pop(TOTAL, None), self.budget
+            if total is not None and budget is not None:
+                budget = replace(budget, total=float(total))
+            yield Case(labels, changes, budget)

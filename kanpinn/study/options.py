@@ -14,7 +14,7 @@ from pydantic.types import StringConstraints
 
 from kanpinn.errors import ConfigError, suggestion
 from kanpinn.study.columns import CASE, is_column
-from kanpinn.study.design import BASE, Budget, Changes, Design
+from kanpinn.study.design import BASE, TOTAL, Budget, Changes, Design
 
 MOST_CASES = 10_000
 NAME = r"^\w[\w.+-]*$"
@@ -101,6 +101,7 @@ def make_design(
         analyses = analyses if chosen.analyses is None else chosen.analyses
     _check_distinct(axes, source)
     _check_set(axes, own, source)
+    _check_totals([*axes.values(), {"set": own}], budget, source)
     count = math.prod(len(values) for values in axes.values())
     if count > MOST_CASES:
         raise ConfigError(f"{source}: axes: {count} cases; at most {MOST_CASES} are allowed")
@@ -214,6 +215,24 @@ def _check_set(axes: Axes, own: Changes, source: str) -> None:
                 raise ConfigError(
                     f"{source}: set.{key}: contradicts the axis {axis}, which varies it"
                 )
+
+
+def _check_totals(
+    values: Iterable[Mapping[str, Changes]], budget: Budget | None, source: str
+) -> None:
+    """Refuse totals that are no positive numbers, or of no budget."""
+    for title, changes in itertools.chain.from_iterable(axis.items() for axis in values):
+        if TOTAL not in changes:
+            continue
+        if budget is None:
+            raise ConfigError(f"{source}: {title}: {TOTAL}: the study has no budget (`of`, `total`)")
+        found = changes[TOTAL]
+        try:
+            fits = 0 < float(found) < math.inf
+        except (TypeError, ValueError):
+            fits = False
+        if not fits:
+            raise ConfigError(f"{source}: {title}: {TOTAL}: found {found!r}, allowed: above 0")
 
 
 def _keys(values: Mapping[str, Changes]) -> set[str]:
