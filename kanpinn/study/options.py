@@ -225,7 +225,7 @@ def _check_totals(
         if TOTAL not in changes:
             continue
         if budget is None:
-            raise ConfigError(f"{source}: {title}: {TOTAL}: the study has no budget (`of`, `total`)")
+            raise ConfigError(f"{source}: {title}: {TOTAL}: the study has no budget")
         found = changes[TOTAL]
         try:
             fits = 0 < float(found) < math.inf
