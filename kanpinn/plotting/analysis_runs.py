@@ -157,5 +157,6 @@ def prolongation_change(finding: Finding) -> list[Figure]:
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         grid(ax)
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3)
+    ncols = style.legend_columns(labels)
+    figure.legend(handles, labels, loc="outside lower center", ncols=ncols)
     return [figure]

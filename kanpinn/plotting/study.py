@@ -207,7 +207,7 @@ def plot_spread(finals: Sequence[Row], axes: Sequence[str]) -> Figure | None:
             flierprops={"markersize": 3},
         )
         ax.set(xscale="log", xlabel=ERRORS.get(panel, panel))
-        ax.xaxis.set_major_locator(LogLocator(numticks=5))
+        style.few_ticks(ax.xaxis)
         ax.grid(color=style.PALE, lw=0.6, axis="x")
     grid[0].invert_yaxis()
     return figure

@@ -94,9 +94,7 @@ class Looks:
             handles = handles[: MOST_ENTRIES - 1]
             handles.append(Line2D([], [], ls="", label=f"and {left} more"))
         if handles:
-            widest = max(len(str(handle.get_label())) for handle in handles)
-            columns = 4 if widest <= 20 else 3 if widest <= 28 else 2
-            ncols = min(columns, len(handles))
+            ncols = style.legend_columns([str(handle.get_label()) for handle in handles])
             figure.legend(handles=handles, loc="outside lower center", ncols=ncols)
 
     def _other(self, labels: Labels) -> str:

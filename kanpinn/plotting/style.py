@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
@@ -19,10 +19,11 @@ import matplotlib as mpl
 import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import XAxis
 from matplotlib.colors import Colormap, LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocator
 from numpy.typing import NDArray
 
 from kanpinn.errors import ConfigError, RunFolderError
@@ -83,6 +84,24 @@ def new_figure(width: float, height: float) -> Figure:
     """An empty figure of ``width`` by ``height`` inches whose parts make room for each other."""
     layout = ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.06, wspace=0.03, hspace=0.03)
     return Figure(figsize=(width, height), layout=layout)
+
+
+def legend_columns(labels: Sequence[str]) -> int:
+    """Columns of a legend below a figure that is as wide as a page."""
+    widest = max((len(label) for label in labels), default=0)
+    return min(4 if widest <= 20 else 3 if widest <= 28 else 2, max(len(labels), 1))
+
+
+def few_ticks(axis: XAxis) -> None:
+    """Ticks of a short logarithmic axis that leave room for their labels, whatever its range."""
+    low, high = axis.get_view_interval()
+    axis.set_minor_formatter(NullFormatter())
+    if high < 10 * low:
+        axis.set_major_locator(MaxNLocator(3))
+        axis.set_major_formatter(lambda value, _: f"{value:.2g}")
+        axis.set_minor_locator(NullLocator())
+    else:
+        axis.set_major_locator(LogLocator(numticks=4))
 
 
 @styled
