@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from tiny_domains import Disc
 from torch import Tensor
 
 from kanpinn.conditions import (
@@ -461,21 +462,6 @@ def test_refusals_are_one_line(name: str) -> None:
 
 
 def test_exact_conditions_need_a_box() -> None:
-    class Disc(Domain):
-        names, lower, upper, time = ("x", "y"), (-1.0, -1.0), (1.0, 1.0), None
-
-        def contains(self, x: Tensor, tolerance: float | None = None) -> Tensor:
-            return x.norm(dim=1) <= 1
-
-        def outside(self, site: Sequence[float]) -> str:
-            return "outside"
-
-        def region_names(self) -> tuple[str, ...]:
-            return ()
-
-        def region(self, name: str) -> Any:
-            raise ProblemError(name)
-
     made = problem(SQUARE, [Dirichlet(exact=True)])
     made.domain = Disc()
     with pytest.raises(ProblemError, match="exact conditions need a box"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 from time import perf_counter, sleep
 from typing import Any
@@ -13,10 +12,11 @@ import pytest
 import torch
 from derivative_oracle import nested
 from numpy.typing import NDArray
+from tiny_domains import Disc
 from tiny_runs import MODELS, Coupled, Plain, Recorder, options
 from torch import Tensor
 
-from kanpinn.errors import DomainError, ProblemError
+from kanpinn.errors import DomainError
 from kanpinn.geometry import Box, Domain, Points
 from kanpinn.problem import Problem, build_system
 from kanpinn.residuals import Site, System
@@ -94,24 +94,6 @@ def test_differences_do_not_reach_across_an_interface() -> None:
         waves = np.sin(3 * np.pi * b), np.cos(3 * np.pi * b)
         exact = np.stack([m * np.cos(m * a) * waves[0], 3 * np.pi * np.sin(m * a) * waves[1]], -1)
         assert np.abs(found[:, 0].numpy() - exact).max() < 1e-9
-
-
-class Disc(Domain):
-    """The unit disc."""
-
-    names, lower, upper, time = ("x", "y"), (-1.0, -1.0), (1.0, 1.0), None
-
-    def contains(self, x: Tensor, tolerance: float | None = None) -> Tensor:
-        return x.norm(dim=1) <= 1
-
-    def outside(self, site: Sequence[float]) -> str:
-        return "outside"
-
-    def region_names(self) -> tuple[str, ...]:
-        return ()
-
-    def region(self, name: str) -> Any:
-        raise ProblemError(name)
 
 
 class Square(Problem):
