@@ -12,6 +12,7 @@ from matplotlib.lines import Line2D
 
 from kanpinn.plotting import style
 from kanpinn.study import SEED
+from kanpinn.study.columns import CASE
 
 LONGEST_LABEL = 34  # characters in a legend
 MARKERS = ("o", "s", "^", "D", "v")
@@ -47,7 +48,7 @@ class Looks:
         self.main = varied[0] if varied else None
         self.rest = varied[1:]
         names = values[self.main] if self.main else [""]
-        self.colours = dict(zip(names, _colours(len(names)), strict=True))
+        self.colours = dict(zip(names, _colours(names), strict=True))
         others = dict.fromkeys(self._other(labels) for labels in cases)
         self.lines = {
             other: (
@@ -64,15 +65,14 @@ class Looks:
 
     def name(self, labels: Labels) -> str:
         """A group in words, without what all have in common."""
-        words = ", ".join(f"{axis}={labels[axis]}" for axis in self.axes if axis in labels)
-        return short(words) or "all"
+        return short(_words(labels, self.axes)) or "all"
 
     def legend(self, figure: Figure, *more: Line2D) -> None:
         """What the looks mean, below the panels; nothing where there is one curve."""
         handles = list(more)
         if self.main:
             handles += [
-                Line2D([], [], color=colour, lw=2, label=short(f"{self.main}={name}"))
+                Line2D([], [], color=colour, lw=2, label=self.name({self.main: name}))
                 for name, colour in self.colours.items()
             ]
         if self.rest:
@@ -98,7 +98,13 @@ class Looks:
             figure.legend(handles=handles, loc="outside lower center", ncols=ncols)
 
     def _other(self, labels: Labels) -> str:
-        return ", ".join(f"{axis}={labels[axis]}" for axis in self.rest if axis in labels)
+        return _words(labels, self.rest)
+
+
+def _words(labels: Labels, axes: Sequence[str]) -> str:
+    """Labels with the names of their axes, but for those of listed cases: they say all."""
+    given = [axis for axis in axes if axis in labels]
+    return ", ".join(labels[a] if a == CASE else f"{a}={labels[a]}" for a in given)
 
 
 def short(text: str) -> str:
@@ -108,8 +114,21 @@ def short(text: str) -> str:
     return cut.replace("$", r"\$")
 
 
-def _colours(count: int) -> list[Any]:
+def _colours(names: Sequence[str]) -> list[Any]:
+    """Colours that are easily told apart; a scale for many names, or for several numbers."""
+    count = len(names)
     if count <= len(style.COLOURS):
         return list(style.COLOURS[:count])
+    many = mpl.color_sequences["petroff10"]  # made for the colour-blind, too: arXiv 2107.02270
+    if count <= len(many) and not all(map(_is_number, names)):
+        return list(many[:count])
     scale = mpl.colormaps[style.MAGNITUDE]
     return [scale(0.92 * k / (count - 1)) for k in range(count)]
+
+
+def _is_number(name: str) -> bool:
+    try:
+        float(name)
+    except ValueError:
+        return False
+    return True
