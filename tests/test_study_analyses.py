@@ -19,6 +19,8 @@ from kanpinn.config import parse_study, read_yaml
 from kanpinn.errors import ConfigError, RunFolderError
 from kanpinn.study.columns import COLUMNS
 
+pytestmark = pytest.mark.usefixtures("studies_here")
+
 SHIPPED = sorted((Path(__file__).parent.parent / "configs" / "studies").glob("*.yaml"))
 BASE = """
 problem: {name: poisson, dimension: 1}
