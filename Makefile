@@ -9,6 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 CONFIG := configs/poisson.yaml
+WORKERS := auto
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -24,8 +25,8 @@ setup: $(STAMP) ## create .venv and install kanpinn into it, with pinned version
 solve: $(STAMP) ## solve configs/poisson.yaml (CONFIG=... for another)
 	$(BIN)/kanpinn solve $(CONFIG)
 
-test: $(STAMP) ## run the test suite
-	$(BIN)/pytest
+test: $(STAMP) ## run the test suite, a process per core (WORKERS=0 for none)
+	$(BIN)/pytest -n $(WORKERS) --maxprocesses 8
 
 test-slow: $(STAMP) ## run the tests marked slow
 	$(BIN)/pytest -m slow
