@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from kanpinn.jets import JetSpec
 from kanpinn.kernels import kernels, kernels_unused
 from kanpinn.kernels.library import cache_folder
 from kanpinn.models import KnotLayerSettings
-from kanpinn.models.knot_layers import SplineLayer
+from kanpinn.models.knot_layers import KnotLayer, PowerReluLayer, SplineLayer, recorded_features
 from kanpinn.models.layer import Layer
 from kanpinn.splines import Knots
 
@@ -33,8 +34,13 @@ needs_compiler = pytest.mark.skipif(
 
 
 def layer(
-    order: int, kind: str, settings: KnotLayerSettings, dtype: torch.dtype, outputs: int = 5
-) -> SplineLayer:
+    order: int,
+    kind: str,
+    settings: KnotLayerSettings,
+    dtype: torch.dtype,
+    outputs: int = 5,
+    basis: type[SplineLayer | PowerReluLayer] = SplineLayer,
+) -> Any:
     """A layer with two channels and random coefficients."""
     points = {
         "uniform": ([-1, -0.6, -0.2, 0.2, 0.6, 1],) * 2,
@@ -42,7 +48,7 @@ def layer(
         "arbitrary": ([-1, -0.7, -0.1, 0.3, 0.5, 1], [-1, 0.25, 1]),
     }[kind]
     knots = Knots.from_breakpoints(order, [torch.tensor(t, dtype=torch.float64) for t in points])
-    made = SplineLayer(knots, outputs, settings)
+    made = basis(knots, outputs, settings)
     generator = torch.Generator().manual_seed(order)
     with torch.no_grad():
         for parameter in made.parameters():
@@ -59,7 +65,7 @@ def jets(spec: JetSpec, dtype: torch.dtype, points: int = 37) -> torch.Tensor:
     return z.to(dtype).requires_grad_()
 
 
-def differences(made: SplineLayer, spec: JetSpec, z: torch.Tensor) -> dict[str, float]:
+def differences(made: KnotLayer, spec: JetSpec, z: torch.Tensor) -> dict[str, float]:
     """Relative differences between the kernel and recorded operations: outputs and gradients."""
     weights = torch.cos(torch.arange(len(z) * z.shape[1] * made.out_width, dtype=z.dtype))
     names = ["z", *(name for name, _ in made.named_parameters())]
@@ -84,6 +90,27 @@ def test_the_kernel_agrees_with_recorded_operations(order: int, name: str) -> No
         made = layer(order, kind, KnotLayerSettings(free=free, squash=squash), torch.float64)
         found = differences(made, SPECS[name], jets(SPECS[name], torch.float64))
         assert max(found.values()) < 1e-12, (kind, free, squash, found)
+
+
+@needs_compiler
+@pytest.mark.parametrize("order", range(2, 9))
+@pytest.mark.parametrize("name", ["values", "laplacian", "fourth"])
+def test_truncated_powers_by_the_kernel_are_their_sum(order: int, name: str) -> None:
+    """On fixed knots the kernel takes them as B-splines, with coefficients ``w A^-1``."""
+    for kind, squash in itertools.product(("uniform", "unequal", "arbitrary"), (None, "tanh")):
+        settings = KnotLayerSettings(squash=squash, base="silu")
+        made = layer(order, kind, settings, torch.float64, basis=PowerReluLayer)
+        found = differences(made, SPECS[name], jets(SPECS[name], torch.float64))
+        assert max(found.values()) < 1e-12, (kind, squash, found)
+
+
+@needs_compiler
+def test_free_truncated_powers_are_left_to_recorded_operations() -> None:
+    settings = KnotLayerSettings(free=True, squash="tanh")
+    made = layer(4, "uniform", settings, torch.float64, basis=PowerReluLayer)
+    z = jets(SPECS["laplacian"], torch.float64)
+    assert made.needs_features(z)
+    assert max(differences(made, SPECS["laplacian"], z).values()) == 0
 
 
 @needs_compiler
@@ -119,7 +146,7 @@ def test_gradients_can_be_differentiated_again(free: bool, name: str) -> None:
         return torch.cat([g.square().sum()[None] for g in first]).sum()
 
     leaves = (z, *made.parameters())
-    plain = made.contract(made._recorded_features(made._squashed(z, spec), spec, made.basis))
+    plain = made.contract(recorded_features(made._squashed(z, spec), spec, made.basis))
     for a, b in zip(
         torch.autograd.grad(squared_gradient(made.forward(z, spec)), leaves),
         torch.autograd.grad(squared_gradient(plain), leaves),

@@ -76,7 +76,7 @@ class KnotLayer(Layer):
             self.base_weights = nn.Parameter(reference.new_zeros(out_width, self.in_width))
         self._fixed_knots = knots
         self._fixed_basis = None if self.settings.free else self._make_basis(knots)
-        self._packed: PackedPieces | None = None  # of fixed knots, once the kernel has asked
+        self._packed: PackedPieces | None = None  # of fixed knots, once the kernel has been asked
         if self.settings.free:
             logits = logits_from_breakpoints(knots, self.settings.floor)
             self.knots_free = nn.Parameter(logits[torch.isfinite(logits)])
@@ -98,6 +98,10 @@ class KnotLayer(Layer):
     @abstractmethod
     def _basis_features(self, z: Tensor, spec: JetSpec, basis: Any) -> Tensor:
         """Feature jets ``(K, n, n_spline_features)``."""
+
+    @abstractmethod
+    def _as_splines(self) -> tuple[SplineBasis, Tensor]:
+        """A basis and coefficients ``(out, features)`` of the same functions, for the kernel."""
 
     @abstractmethod
     def _transfer(self, fine: Knots) -> Callable[[Tensor], Tensor]:
@@ -139,6 +143,34 @@ class KnotLayer(Layer):
     def fixed_features(self) -> bool:
         """False for free knots: the features then depend on them."""
         return not self.settings.free
+
+    def needs_features(self, z: Tensor) -> bool:
+        """The compiled kernel, where there is one, makes none."""
+        return self.settings.squash not in KERNEL_SQUASHES or not compiles(z)
+
+    def forward(self, z: Tensor, spec: JetSpec) -> Tensor:
+        """Output jets, by the compiled kernel where there is one."""
+        if self.needs_features(z):
+            return super().forward(z, spec)
+        basis, coefficients = self._as_splines()
+        check_points(z[0], self.in_width, basis.dtype)
+        packed = self._packed or PackedPieces(basis.pieces(), self.order)
+        if not self.settings.free:
+            self._packed = packed
+        y: Tensor = SplineProduct.apply(
+            z,
+            coefficients,
+            packed.pieces.left,
+            packed.pieces.shift,
+            packed.pieces.tables,
+            packed,
+            spec,
+            self.settings.squash is not None,
+            lambda z, weights: recorded_features(self._squashed(z, spec), spec, basis) @ weights.mT,
+        )
+        if self.settings.base:
+            y = y + self._base_features(self._squashed(z, spec), spec) @ self.base_weights.mT
+        return y
 
     def features(self, z: Tensor, spec: JetSpec) -> Tensor:
         """Feature jets ``(K, n, n_features)`` of ``z``, ``(K, n, in_width)``."""
@@ -278,46 +310,14 @@ class SplineLayer(KnotLayer):
         """See :meth:`KnotLayer.copied_basis`."""
         return SplineBasis.from_copies(self.order, padded, self.n_intervals, copies)
 
-    def needs_features(self, z: Tensor) -> bool:
-        """The compiled kernel, where there is one, makes none."""
-        return self.settings.squash not in KERNEL_SQUASHES or not compiles(z)
-
-    def forward(self, z: Tensor, spec: JetSpec) -> Tensor:
-        """Output jets, by the compiled kernel where there is one."""
-        if self.needs_features(z):
-            return super().forward(z, spec)
-        basis = self.basis
-        check_points(z[0], self.in_width, basis.dtype)
-        packed = self._packed or PackedPieces(basis.pieces(), self.order)
-        if not self.settings.free:
-            self._packed = packed
-        y: Tensor = SplineProduct.apply(
-            z,
-            self.coefficients,
-            packed.pieces.left,
-            packed.pieces.shift,
-            packed.pieces.tables,
-            packed,
-            spec,
-            self.settings.squash is not None,
-            lambda z, weights: (
-                self._recorded_features(self._squashed(z, spec), spec, basis) @ weights.mT
-            ),
-        )
-        if self.settings.base:
-            y = y + self._base_features(self._squashed(z, spec), spec) @ self.base_weights.mT
-        return y
-
     def _basis_features(self, z: Tensor, spec: JetSpec, basis: SplineBasis) -> Tensor:
         if not self.settings.free and spec.n_components > 1:
             features: Tensor = SplineFeatures.apply(z, basis, spec, self.n_spline_features)
             return features
-        return self._recorded_features(z, spec, basis)
+        return recorded_features(z, spec, basis)
 
-    def _recorded_features(self, z: Tensor, spec: JetSpec, basis: SplineBasis) -> Tensor:
-        first, values = basis.local(z[0], spec.order)  # (n, P), (D+1, n, P, r)
-        local = combine(values, z[..., None], spec)  # (K, n, P, r)
-        return scatter_features(local, first, self.n_spline_features)
+    def _as_splines(self) -> tuple[SplineBasis, Tensor]:
+        return self.basis, self.coefficients
 
     def _transfer(self, fine: Knots) -> Callable[[Tensor], Tensor]:
         exact = prolongation(self.knots, fine)
@@ -335,6 +335,10 @@ class SplineLayer(KnotLayer):
 class PowerReluLayer(KnotLayer):
     """Multichannel MLP layer: powers of ReLUs whose biases are the knots."""
 
+    def needs_features(self, z: Tensor) -> bool:
+        """The compiled kernel makes none on fixed knots, whose change of basis is a matrix."""
+        return self.settings.free or super().needs_features(z)
+
     def _make_basis(self, knots: Knots) -> PowerReluBasis:
         return PowerReluBasis(knots)
 
@@ -350,6 +354,10 @@ class PowerReluLayer(KnotLayer):
         counts = [n + self.order - 1 for n in self.n_intervals]
         repeats = torch.tensor(counts, device=z.device)
         return combine(values, z.repeat_interleave(repeats, -1, output_size=sum(counts)), spec)
+
+    def _as_splines(self) -> tuple[SplineBasis, Tensor]:
+        basis: PowerReluBasis = self.basis
+        return basis.splines, basis.spline_coefficients(self.coefficients)
 
     def _transfer(self, fine: Knots) -> Callable[[Tensor], Tensor]:
         exact = relu_prolongation(self.knots, fine)
@@ -370,6 +378,13 @@ class PowerReluLayer(KnotLayer):
         """
         layer = SplineLayer(self.knots, self.out_width, self.settings)
         return _convert(self, layer, relu_to_spline)
+
+
+def recorded_features(z: Tensor, spec: JetSpec, basis: SplineBasis) -> Tensor:
+    """Feature jets ``(K, n, n_features)`` of squashed inputs, by recorded operations."""
+    first, values = basis.local(z[0], spec.order)  # (n, P), (D+1, n, P, r)
+    local = combine(values, z[..., None], spec)  # (K, n, P, r)
+    return scatter_features(local, first, basis.n_features)
 
 
 def _convert(source: KnotLayer, target: Any, change: Callable[[Knots, Tensor], Tensor]) -> Any:

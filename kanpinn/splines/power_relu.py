@@ -10,13 +10,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from kanpinn.errors import ConditioningError, NestingError
-from kanpinn.splines.basis import check_points
+from kanpinn.splines.basis import SplineBasis, check_points
 from kanpinn.splines.knots import Knots, check_padded, extend_padded, pad_breakpoints
 from kanpinn.splines.transfer import match_knots
 
@@ -36,8 +38,11 @@ class PowerReluBasis:
         knots: the knots; the basis carries no gradient to them.
     """
 
+    _knots: Knots | None = None  # where they are fixed
+
     def __init__(self, knots: Knots) -> None:
         self._set_up(knots.order, pad_breakpoints(knots), knots.n_intervals)
+        self._knots = knots
 
     @classmethod
     def from_padded(
@@ -121,6 +126,40 @@ class PowerReluBasis:
                 math.perm(degree, m) * powers[degree - m] if m <= degree else torch.zeros_like(z)
             )
         return torch.stack(rows)
+
+    @cached_property
+    def splines(self) -> SplineBasis:
+        """The B-splines ``b`` on the same fixed knots; ``psi = A^-1 b`` on the whole line."""
+        assert self._knots is not None, "of fixed knots only"
+        return SplineBasis(self._knots)
+
+    def spline_coefficients(self, weights: Tensor) -> Tensor:
+        """Coefficients ``w A^-1`` in :attr:`splines` of the functions with coefficients ``w``.
+
+        No digit is lost that the sum of powers would keep: ``A^-1`` and, between the ends, ``b``
+        are positive, so that ``sum |w| |A^-1| b`` is ``sum |w| psi``.
+
+        Args:
+            weights: ``w``, ``(..., n_features)``, of the type of the basis.
+        """
+        counts = [n + self.order - 1 for n in self.n_intervals]
+        if len(set(counts)) == 1:
+            blocks = weights.unflatten(-1, (self.channels, -1))
+            return torch.einsum("...pi,pij->...pj", blocks, self._inverses).flatten(-2)
+        parts = zip(weights.split(counts, -1), self._inverses, counts, strict=True)
+        return torch.cat([part @ inverse[:k, :k] for part, inverse, k in parts], -1)
+
+    @cached_property
+    def _inverses(self) -> Tensor:
+        """``A^-1`` of every channel, filled up with zeros to the largest, ``(channels, m, m)``."""
+        assert self._knots is not None, "of fixed knots only"
+        knots, size = self._knots, max(self.n_intervals) + self.order - 1
+        padded = []
+        for channel in range(self.channels):
+            inverse = inverse_change_of_basis(knots, channel)
+            missing = size - len(inverse)
+            padded.append(pad(inverse, (0, missing, 0, missing)))
+        return torch.stack(padded).to(dtype=self.dtype, device=self.device)
 
     def to(
         self, dtype: torch.dtype | None = None, device: torch.device | str | None = None
