@@ -187,8 +187,8 @@ def test_square_is_that_of_the_whole_matrix() -> None:
         return [(index, piece[:, index])]
 
     found = squares(matrix.split(900), blocks, matrix[0], refused, 1e9)
-    torch.testing.assert_close(found.gram, matrix.mT @ matrix, rtol=1e-13, atol=1e-11)
-    assert torch.equal(found.gram, found.gram.mT) and found.evaluations == 0
+    torch.testing.assert_close(found.upper, (matrix.mT @ matrix).triu(), rtol=1e-13, atol=1e-11)
+    assert torch.equal(found.upper, found.upper.triu()) and found.evaluations == 0
     expected = (matrix.mT @ u)[:-1]
     torch.testing.assert_close(found.transposed(u), expected, rtol=1e-13, atol=1e-11)
     product, v = found.product(u[:299]), torch.cat([u[:299], torch.zeros(1)])
@@ -205,12 +205,12 @@ def test_square_of_residuals(name: str) -> None:
     system, blocks = make(MODELS[name], Reaction(), n=700)
     objective, theta = objective_of(system, blocks, chunk=400)
     joined = torch.cat(list(objective.jacobian_rows(theta)))
-    expected = joined.mT @ joined
+    expected = (joined.mT @ joined).triu()
     u = torch.randn(len(joined), dtype=joined.dtype, generator=torch.Generator().manual_seed(5))
     products = joined[:, :-1].mT @ u
     for memory in (1e9, 0.0):
         found = objective.squares(theta, memory)
-        assert float((found.gram - expected).norm() / expected.norm()) <= 1e-14
+        assert float((found.upper - expected).norm() / expected.norm()) <= 1e-14
         assert found.evaluations == (memory == 0)
         assert float((found.transposed(u) - products).norm() / products.norm()) <= 1e-12
         assert (found.product(theta) is None) == (memory == 0)
@@ -248,7 +248,7 @@ def test_workers_change_no_bit() -> None:
         found = []
         for workers in (1, 2, 3):
             objective, theta = objective_of(system, blocks, chunk=64, workers=workers)
-            found.append((objective.triangle(theta), objective.squares(theta, 0.0).gram))
+            found.append((objective.triangle(theta), objective.squares(theta, 0.0).upper))
     finally:
         torch.set_num_threads(before)
     for other in found[1:]:

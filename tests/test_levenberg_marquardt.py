@@ -50,7 +50,7 @@ class Whole:
 class Squared:
     """A square that is held as it is, with the rows it was made of or without."""
 
-    gram: Tensor
+    upper: Tensor
     transposed: Callable[[Tensor], Tensor]
     jacobian: Tensor | None = None
 
@@ -92,8 +92,8 @@ class Squares:
         jacobian = self.jacobian(theta)
         joined = torch.cat([jacobian, self.residual(theta)[:, None]], 1)
         if self.keep:
-            return Squared(joined.mT @ joined, lambda u: jacobian.mT @ u, jacobian)
-        return Squared(joined.mT @ joined, lambda u: self.transposed_product(theta, u))
+            return Squared((joined.mT @ joined).triu(), lambda u: jacobian.mT @ u, jacobian)
+        return Squared((joined.mT @ joined).triu(), lambda u: self.transposed_product(theta, u))
 
     def triangle(self, theta: Tensor) -> Tensor:
         joined = torch.cat([self.jacobian(theta), self.residual(theta)[:, None]], 1)
@@ -249,7 +249,7 @@ def test_no_step_that_lowers_the_loss() -> None:
     class Lying(Squares):
         def squares(self, theta: Tensor, memory: float) -> Squared:
             wrong = super().squares(theta, memory)
-            wrong.gram[:-1, -1] *= -1
+            wrong.upper[:-1, -1] *= -1
             return wrong
 
     theta = torch.tensor([3.0], dtype=F64)

@@ -134,7 +134,7 @@ def test_results_agree_to_round_off(model: str) -> None:
         pack = ParameterPack(system)
         objective = SystemObjective(system, pack, context.data)
         loss, gradient = objective.loss_and_gradient(pack.read())
-        square = objective.squares(pack.read(), 1e9).gram
+        square = objective.squares(pack.read(), 1e9).upper
         errors = context.errors.evaluate(system)
         assert errors is not None and errors.rel_l2 is not None
         held_out = context.held_out.evaluate(system)[1]

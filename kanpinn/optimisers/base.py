@@ -147,8 +147,8 @@ class SquaredJacobian(Protocol):
     """``[J | r]^T [J | r]`` at one ``theta``, and products with ``J`` and ``J^T`` there."""
 
     @property
-    def gram(self) -> Tensor:
-        """The square, ``(n + 1, n + 1)``."""
+    def upper(self) -> Tensor:
+        """The square on and above its diagonal, zero below, ``(n + 1, n + 1)``."""
 
     @property
     def evaluations(self) -> int:

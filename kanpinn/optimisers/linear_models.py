@@ -228,10 +228,10 @@ class DenseModel(LinearModel):
         self.objective, self.theta, self.residuals = objective, theta, residuals
         self.meter = Meter()
         self.squared = objective.squares(theta, memory_mib * MIB)
-        self.gram = self.squared.gram
-        sizes = self.gram.diagonal()  # (n + 1,)
+        self.upper = self.squared.upper
+        sizes = self.upper.diagonal()  # (n + 1,)
         self.loss = sizes[-1]
-        self.gradient = 2 * self.gram[:-1, -1]
+        self.gradient = 2 * self.upper[:-1, -1]
         self.scale = scale_of(sizes[:-1])
 
     @cached_property
@@ -242,8 +242,11 @@ class DenseModel(LinearModel):
     @cached_property
     def least(self) -> float:
         """The damping above which a step from ``G`` alone is accepted."""
-        size = float(torch.linalg.matrix_norm(self.gram[:-1, :-1]) / self.scale.min().square())
-        return SQUARED_FLOOR * torch.finfo(self.gram.dtype).eps * size
+        half = self.upper[:-1, :-1]
+        once, twice = half.diagonal().square().sum(), torch.linalg.matrix_norm(half).square()
+        norm = (2 * twice - once).sqrt()  # of both halves
+        size = float(norm / self.scale.min().square())
+        return SQUARED_FLOOR * torch.finfo(half.dtype).eps * size
 
     def damped(self, damping: float) -> DampedModel:
         """See the base class; what squaring loses may take a somewhat larger damping."""
@@ -262,7 +265,10 @@ class DenseModel(LinearModel):
         """By the Cholesky factor, where there is one."""
         added = damping * self.scale.square()
         self.meter.add(cholesky(len(added)))
-        factor, failed = torch.linalg.cholesky_ex(self.gram[:-1, :-1] + torch.diag(added))
+        damped = self.upper[:-1, :-1].clone()
+        damped.diagonal().add_(added)
+        # Reads what lies below the diagonal: the transpose of what there is.
+        factor, failed = torch.linalg.cholesky_ex(damped.mT)
         if int(failed):
             return None
         return _SquaredDamped(damping, self.squared, factor, added, self.residuals, self.meter)
@@ -272,11 +278,12 @@ class DenseModel(LinearModel):
         along = self.product(step)
         if along is not None:
             return (along + self.residuals).square().sum()
-        self.meter.add(product(*self.gram.shape))
+        self.meter.add(product(*self.upper.shape))
         if "triangle" in self.__dict__:
             return (self.triangle[:, :-1] @ step + self.triangle[:, -1]).square().sum()
         extended = torch.cat([step, step.new_ones(1)])
-        return extended @ (self.gram @ extended)
+        half = self.upper @ extended
+        return extended @ (2 * half - self.upper.diagonal() * extended)
 
     def product(self, step: Tensor) -> Tensor | None:
         """See the base class."""
@@ -284,7 +291,7 @@ class DenseModel(LinearModel):
 
     def rank(self) -> int | None:
         """See the base class."""
-        small = len(self.gram) <= MOST_RANKED
+        small = len(self.upper) <= MOST_RANKED
         return numerical_rank(self.triangle[:, :-1], self.meter) if small else None
 
 
@@ -306,7 +313,7 @@ class _SquaredDamped(DampedModel):
     ) -> None:
         self.damping, self.meter = damping, meter
         self.squared, self.factor, self.added = squared, factor, added
-        self._step, self.change = self._solved(residuals, squared.gram[:-1, -1])
+        self._step, self.change = self._solved(residuals, squared.upper[:-1, -1])
 
     @property
     def evaluations(self) -> int:
@@ -332,7 +339,8 @@ class _SquaredDamped(DampedModel):
 
     def _inverse(self, vector: Tensor) -> Tensor:
         self.meter.add(2 * substitution(len(vector)))
-        return torch.cholesky_solve(vector[:, None], self.factor)[:, 0]
+        half = torch.linalg.solve_triangular(self.factor, vector[:, None], upper=False)
+        return torch.linalg.solve_triangular(self.factor.mT, half, upper=True)[:, 0]
 
 
 @dataclass(frozen=True)

@@ -24,13 +24,13 @@ class Squares:
     """``A^T A`` of ``A = [J | r]``, and products with ``J`` from the blocks where they are kept.
 
     Attributes:
-        gram: ``(n + 1, n + 1)``.
+        upper: on and above the diagonal, zero below, ``(n + 1, n + 1)``.
         kept: all blocks of rows, in order, or none.
         otherwise: ``J^T u`` without them.
         meter: counts the products from them.
     """
 
-    gram: Tensor
+    upper: Tensor
     kept: tuple[Rows, ...]
     otherwise: Callable[[Tensor], Tensor]
     meter: Meter = field(default_factory=Meter)
@@ -58,7 +58,7 @@ class Squares:
         if not self.kept:
             return self.otherwise(u)
         self._count()
-        total, start = u.new_zeros(len(self.gram)), 0
+        total, start = u.new_zeros(len(self.upper)), 0
         for index, rows in self.kept:
             total[index] += rows.mT @ u[start : start + len(rows)]
             start += len(rows)
@@ -66,7 +66,7 @@ class Squares:
 
     def _count(self) -> None:
         """One product from the blocks, as if no column were left out."""
-        self.meter.add(product(sum(len(rows) for _, rows in self.kept), len(self.gram) - 1))
+        self.meter.add(product(sum(len(rows) for _, rows in self.kept), len(self.upper) - 1))
 
 
 def squares(
@@ -111,14 +111,15 @@ def squares(
             kept.append((index, rows))
             if left < 0:
                 kept.clear()
-    return Squares(upper.triu() + upper.triu(1).mT, tuple(kept), otherwise, meter or Meter())
+    return Squares(upper, tuple(kept), otherwise, meter or Meter())
 
 
 def _upper_square(rows: Tensor) -> Tensor:
-    """``A^T A`` of ``A`` ``(m, n)``, right on and above the diagonal and without meaning below."""
+    """``A^T A`` of ``A`` ``(m, n)`` on and above the diagonal, zero below."""
     n = rows.shape[1]
     square = rows.new_zeros(n, n)
     for start in range(0, n, SIDE):
         stop = min(start + SIDE, n)
         torch.mm(rows[:, :stop].mT, rows[:, start:stop], out=square[:stop, start:stop])
+        square[start:stop, start:stop].triu_()
     return square
