@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from kanpinn.jets import JetSpec
-from kanpinn.kernels import kernels, kernels_unused
+from kanpinn.kernels import LocalFeatures, kernels, kernels_unused
 from kanpinn.kernels.library import cache_folder
 from kanpinn.models import KnotLayerSettings
 from kanpinn.models.knot_layers import KnotLayer, PowerReluLayer, SplineLayer, recorded_features
@@ -111,6 +111,46 @@ def test_free_truncated_powers_are_left_to_recorded_operations() -> None:
     z = jets(SPECS["laplacian"], torch.float64)
     assert made.needs_features(z)
     assert max(differences(made, SPECS["laplacian"], z).values()) == 0
+
+
+@needs_compiler
+@pytest.mark.parametrize("order", range(2, 9))
+@pytest.mark.parametrize("outputs", [1, 5])
+def test_a_jacobian_without_features(order: int, outputs: int) -> None:
+    """What the kernel makes of them, against features that are there."""
+    spec, generator = SPECS["second"], torch.Generator().manual_seed(order)
+    for kind, squash in itertools.product(("uniform", "unequal", "arbitrary"), (None, "tanh")):
+        settings = KnotLayerSettings(squash=squash, base="silu")
+        made = layer(order, kind, settings, torch.float64, outputs)
+        z = jets(spec, torch.float64, 50).detach()
+        y, found, copies = made.recorded(z, spec)
+        expected_y, expected, _ = Layer.recorded(made, z, spec)
+        assert isinstance(found["coefficients"], LocalFeatures) and not copies and y.requires_grad
+        torch.testing.assert_close(y, expected_y, rtol=1e-11, atol=1e-11)
+        adjoint = torch.randn(y.shape, generator=generator, dtype=y.dtype)
+        assert list(found) == list(expected)
+        for name, local in found.items():
+            dense = expected[name]
+            wide = (outputs, dense.n_features)
+            weights = torch.randn(wide, generator=generator, dtype=y.dtype)
+            rows = torch.ones(30, 3, 2 * weights.numel(), dtype=y.dtype)[:, 1]
+            columns = torch.randperm(rows.shape[1], generator=generator)[: weights.numel()]
+            part = slice(7, 37)
+            local.at(part).add_outer(adjoint[:, part], columns, rows)
+            pairs = [
+                (local.contract(weights), dense.contract(weights)),
+                (local.transposed(adjoint), dense.transposed(adjoint)),
+                (local.outer(adjoint), dense.outer(adjoint)),
+                (rows[:, columns] - 1, dense.outer(adjoint)[part]),
+            ]
+            for a, b in pairs:
+                torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11 * b.abs().max().item())
+            for some in (part, slice(3, 4)):
+                used = local.at(some).used.tolist()
+                assert set(used) >= set(dense.at(some).used.tolist()) and used == sorted(used)
+            assert len(used) == (2 * order if name == "coefficients" else 2)  # of one point
+            untouched = [c for c in range(rows.shape[1]) if c not in set(columns.tolist())]
+            assert bool((rows[:, untouched] == 1).all())
 
 
 @needs_compiler

@@ -84,10 +84,21 @@ def test_linear_systems_follow_from_the_bound() -> None:
 
 # --- features -------------------------------------------------------------------------------------
 @pytest.mark.skipif(kernels().library is None, reason="no compiled kernel on this machine")
-@pytest.mark.parametrize(("optimiser", "made"), [("adam", False), ("lbfgs", False), ("lm", True)])
-def test_features_are_made_where_a_jacobian_is(optimiser: str, made: bool) -> None:
-    """Of points that are trained on by least squares; of held-out points never."""
-    run = prepared(f"training.phases=[{{optimiser: {optimiser}, steps: 2}}]").run
+@pytest.mark.parametrize(
+    ("optimiser", "basis", "made"),
+    [
+        ("adam", "multichannel", False),
+        ("lbfgs", "multichannel", False),
+        ("lm", "multichannel", True),
+        ("lm", "kan", False),
+    ],
+)
+def test_features_are_made_where_a_jacobian_asks_for_them(
+    optimiser: str, basis: str, made: bool
+) -> None:
+    """Powers, of points that are trained on by least squares; of held-out points never."""
+    phases = f"training.phases=[{{optimiser: {optimiser}, steps: 2}}]"
+    run = prepared(phases, f"model.type={basis}").run
     kept: list[Any] = []
     original = type(run)._context
 

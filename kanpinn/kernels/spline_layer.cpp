@@ -66,6 +66,10 @@ struct Arrays {
     T* weights_adjoint; // like weights, or null
     T* tables_adjoint;  // like tables, or null
     T* shift_adjoint;   // like shift, or null
+    uint8_t* used;      // (features,): set to 1 for those that are not zero at a point, or null
+    const int64_t* columns; // (outputs, features): where in a row its derivative belongs
+    T* rows;            // (points, row): of the outer products of y_adjoint and the features, or null
+    int64_t row;        // numbers from one row to the next
 };
 
 // N numbers in one or several registers.
@@ -722,6 +726,52 @@ void backward(const Shape& shape, const Knots<T>& knots, const Arrays<T>& arrays
     if (arrays.weights_adjoint) outputs.finish(arrays.weights_adjoint);
 }
 
+// Which features are not zero at any of the points.
+template <typename T, int R>
+void mark(const Shape& shape, const Knots<T>& knots, const Arrays<T>& arrays) {
+    Pieces<T, R> pieces(shape);
+    const T* values = shape.squash ? arrays.squashed : arrays.z;
+    for (int64_t start = 0; start < shape.points; start += TILE) {
+        const int count = shape.points - start < TILE ? int(shape.points - start) : TILE;
+        for (int64_t p = 0; p < shape.channels; ++p) {
+            T x[TILE] = {};
+            for (int t = 0; t < count; ++t) x[t] = values[(start + t) * shape.channels + p];
+            locate(shape, knots, p, count, x, pieces);
+            uint8_t* used = arrays.used + knots.first[p];
+            for (int t = 0; t < count; ++t) std::memset(used + pieces.interval[t], 1, R);
+        }
+    }
+}
+
+// Every point's own derivatives with respect to the weights, added to the columns of its row.
+template <typename T, int R>
+void outer(const Shape& shape, const Knots<T>& knots, const Arrays<T>& arrays) {
+    Pieces<T, R> pieces(shape);
+    Scratch<T> s(shape);
+    for (int64_t start = 0; start < shape.points; start += TILE) {
+        const int count = shape.points - start < TILE ? int(shape.points - start) : TILE;
+        for (int64_t p = 0; p < shape.channels; ++p) {
+            read_channel(shape, arrays, start, count, p, s);
+            locate(shape, knots, p, count, s.z[0], pieces);
+            evaluate<T, R>(shape, knots, p, shape.derivatives, pieces);
+            make_features(shape, s.g, pieces);
+            for (int t = 0; t < count; ++t) {
+                T* row = arrays.rows + (start + t) * arrays.row;
+                const int64_t* columns = arrays.columns + knots.first[p] + pieces.interval[t];
+                for (int64_t q = 0; q < shape.outputs; ++q, columns += shape.features) {
+                    T sum[R] = {};
+                    for (int k = 0; k < shape.components; ++k) {
+                        const T y = arrays.y_adjoint[(k * shape.points + start + t) * shape.outputs + q];
+                        const T* local = pieces.local.data() + k * R * TILE + t;
+                        for (int l = 0; l < R; ++l) sum[l] += y * local[l * TILE];
+                    }
+                    for (int l = 0; l < R; ++l) row[columns[l]] += sum[l];
+                }
+            }
+        }
+    }
+}
+
 template <typename T, int R, typename Outputs>
 int run(const Shape& shape, const Knots<T>& knots, const Arrays<T>& arrays) {
     if (arrays.y_adjoint) backward<T, R, Outputs>(shape, knots, arrays);
@@ -731,6 +781,8 @@ int run(const Shape& shape, const Knots<T>& knots, const Arrays<T>& arrays) {
 
 template <typename T, int R>
 int run(const Shape& shape, const Knots<T>& knots, const Arrays<T>& arrays) {
+    if (arrays.used) return mark<T, R>(shape, knots, arrays), 0;
+    if (arrays.rows) return outer<T, R>(shape, knots, arrays), 0;
     if (shape.outputs == 1) return run<T, R, FewOutputs<T, R>>(shape, knots, arrays);
     return run<T, R, ManyOutputs<T, R>>(shape, knots, arrays);
 }
@@ -751,7 +803,8 @@ int run(const Shape& shape, const Knots<T>& knots, const Arrays<T>& arrays, int 
 
 }  // namespace
 
-// Forward into y, or with y_adjoint backward. 0: done; 1: no such order.
+// Forward into y, or with y_adjoint backward or into rows; or which features are used. 0: done;
+// 1: no such order.
 extern "C" int kanpinn_spline_layer_float64(const Shape* shape, const Knots<double>* knots,
                                             const Arrays<double>* arrays, int order) {
     return run<double>(*shape, *knots, *arrays, order);

@@ -112,7 +112,7 @@ class FieldNetwork(nn.Module):
     def jet(self, prepared: Prepared, tape: Tape | None = None) -> Jet:
         """Field jets ``(K, n, n_fields)`` at prepared points."""
         spec, z = prepared.spec, prepared.z
-        asked = tape is not None or self.network.chain[0].needs_features(z)
+        asked = self.network.chain[0].needs_features(z, for_jacobian=tape is not None)
         features = prepared.first_features if asked else None
         raw = Jet(spec, self.network.jet(z, spec, features, tape))
         if prepared.factor is not None:

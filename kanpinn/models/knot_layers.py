@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from kanpinn.jets import JetSpec
-from kanpinn.kernels import KERNEL_SQUASHES, PackedPieces, SplineProduct, compiles
+from kanpinn.kernels import KERNEL_SQUASHES, LocalFeatures, PackedPieces, SplineProduct, compiles
+from kanpinn.models.features import DenseFeatures, Features
 from kanpinn.models.layer import Layer, apply_elementwise, scatter_features
 from kanpinn.models.spline_features import SplineFeatures, combine
 from kanpinn.splines import (
@@ -144,7 +145,7 @@ class KnotLayer(Layer):
         """False for free knots: the features then depend on them."""
         return not self.settings.free
 
-    def needs_features(self, z: Tensor) -> bool:
+    def needs_features(self, z: Tensor, for_jacobian: bool = False) -> bool:
         """The compiled kernel, where there is one, makes none."""
         return self.settings.squash not in KERNEL_SQUASHES or not compiles(z)
 
@@ -152,11 +153,14 @@ class KnotLayer(Layer):
         """Output jets, by the compiled kernel where there is one."""
         if self.needs_features(z):
             return super().forward(z, spec)
-        basis, coefficients = self._as_splines()
+        return self._with_base(self._by_kernel(z, spec, *self._as_splines()), z, spec)
+
+    def _by_kernel(
+        self, z: Tensor, spec: JetSpec, basis: SplineBasis, coefficients: Tensor
+    ) -> Tensor:
+        """Output jets of a spline layer with these coefficients, ``(out, features)``."""
         check_points(z[0], self.in_width, basis.dtype)
-        packed = self._packed or PackedPieces(basis.pieces(), self.order)
-        if not self.settings.free:
-            self._packed = packed
+        packed = self._packed_pieces(basis)
         y: Tensor = SplineProduct.apply(
             z,
             coefficients,
@@ -168,9 +172,20 @@ class KnotLayer(Layer):
             self.settings.squash is not None,
             lambda z, weights: recorded_features(self._squashed(z, spec), spec, basis) @ weights.mT,
         )
-        if self.settings.base:
-            y = y + self._base_features(self._squashed(z, spec), spec) @ self.base_weights.mT
         return y
+
+    def _packed_pieces(self, basis: SplineBasis) -> PackedPieces:
+        """The basis as the kernel takes it, made once where the knots are fixed."""
+        packed = self._packed or PackedPieces(basis.pieces(), self.order)
+        if not self.settings.free:
+            self._packed = packed
+        return packed
+
+    def _with_base(self, y: Tensor, z: Tensor, spec: JetSpec) -> Tensor:
+        """Output jets with the base branch, where there is one."""
+        if not self.settings.base:
+            return y
+        return y + self._base_features(self._squashed(z, spec), spec) @ self.base_weights.mT
 
     def features(self, z: Tensor, spec: JetSpec) -> Tensor:
         """Feature jets ``(K, n, n_features)`` of ``z``, ``(K, n, in_width)``."""
@@ -310,6 +325,28 @@ class SplineLayer(KnotLayer):
         """See :meth:`KnotLayer.copied_basis`."""
         return SplineBasis.from_copies(self.order, padded, self.n_intervals, copies)
 
+    def needs_features(self, z: Tensor, for_jacobian: bool = False) -> bool:
+        """The compiled kernel makes none, but for derivatives with respect to free knots."""
+        return (for_jacobian and self.settings.free) or super().needs_features(z)
+
+    def recorded(
+        self, z: Tensor, spec: JetSpec, features: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Features], dict[str, Tensor]]:
+        """See :meth:`Layer.recorded`; the compiled kernel makes no features."""
+        if self.needs_features(z, for_jacobian=True):
+            return super().recorded(z, spec, features)
+        # Nobody asks for the derivatives of a sum over points.
+        y = self._by_kernel(z, spec, self.basis, self.coefficients.detach())
+        inputs, squash = z.detach(), self.settings.squash is not None
+        packed = self._packed_pieces(self.basis)
+        local = LocalFeatures(inputs, packed, spec, squash, self.n_spline_features)
+        found: dict[str, Features] = {"coefficients": local}
+        if self.settings.base:
+            base = self._base_features(self._squashed(inputs, spec), spec)
+            found["base_weights"] = DenseFeatures(base)
+        y = self._with_base(y, z, spec)
+        return (y if y.requires_grad else y.requires_grad_()), found, {}
+
     def _basis_features(self, z: Tensor, spec: JetSpec, basis: SplineBasis) -> Tensor:
         if not self.settings.free and spec.n_components > 1:
             features: Tensor = SplineFeatures.apply(z, basis, spec, self.n_spline_features)
@@ -335,9 +372,9 @@ class SplineLayer(KnotLayer):
 class PowerReluLayer(KnotLayer):
     """Multichannel MLP layer: powers of ReLUs whose biases are the knots."""
 
-    def needs_features(self, z: Tensor) -> bool:
+    def needs_features(self, z: Tensor, for_jacobian: bool = False) -> bool:
         """The compiled kernel makes none on fixed knots, whose change of basis is a matrix."""
-        return self.settings.free or super().needs_features(z)
+        return for_jacobian or self.settings.free or super().needs_features(z)
 
     def _make_basis(self, knots: Knots) -> PowerReluBasis:
         return PowerReluBasis(knots)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from kanpinn.jets import JetSpec, compose
 from kanpinn.jets.functions import FUNCTIONS
+from kanpinn.models.features import DenseFeatures, Features
 from kanpinn.models.tape import LayerRecord, Tape
 
 
@@ -40,8 +41,8 @@ class Layer(nn.Module, ABC):
         """Whether the features depend on the input alone, and on no trainable parameter."""
         return True
 
-    def needs_features(self, z: Tensor) -> bool:
-        """Whether the outputs at input jets ``z`` are made from features."""
+    def needs_features(self, z: Tensor, for_jacobian: bool = False) -> bool:
+        """Whether outputs at input jets ``z``, or what a Jacobian needs, are made from features."""
         return True
 
     @property
@@ -78,6 +79,27 @@ class Layer(nn.Module, ABC):
     def contracted(self, features: Tensor) -> dict[str, Tensor]:
         """By parameter ``(out_width, f)``, the features ``(K, n, f)`` it is contracted with."""
         return {"coefficients": features}
+
+    def recorded(
+        self, z: Tensor, spec: JetSpec, features: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Features], dict[str, Tensor]]:
+        """Output jets, and what the Jacobian needs of them.
+
+        Args:
+            z: input jets ``(K, n, in_width)``.
+            spec: names the components.
+            features: of ``z``, where they were made before.
+
+        Returns:
+            Output jets ``(K, n, out_width)``, in a graph that leads back to ``z``; features by the
+            parameter they are contracted with; copies, see :meth:`features_of_copies`.
+        """
+        copies: dict[str, Tensor] = {}
+        if features is None:
+            features, copies = self.features_of_copies(z, spec)
+        held = self.contracted(features.detach())
+        found: dict[str, Features] = {name: DenseFeatures(part) for name, part in held.items()}
+        return self.contract(features), found, copies
 
     def columns(self, adjoint: Tensor, copies: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Every point's derivatives with respect to all other parameters, ``(n, numel)`` by name.
@@ -134,13 +156,9 @@ class Network(nn.Module, ABC):
         self, z: Tensor, spec: JetSpec, first_features: Tensor | None, tape: Tape
     ) -> Tensor:
         for number, layer in enumerate(self.chain):
-            copies: dict[str, Tensor] = {}
-            if number == 0 and first_features is not None:
-                features = first_features
-            else:
-                features, copies = layer.features_of_copies(z, spec)
-            z = layer.contract(features)
-            tape.layers.append(LayerRecord(tape.part, number, features.detach(), z, copies))
+            known = first_features if number == 0 else None
+            z, features, copies = layer.recorded(z, spec, known)
+            tape.layers.append(LayerRecord(tape.part, number, features, z, copies))
         return z
 
     def forward(self, z: Tensor) -> Tensor:

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from kanpinn.models.features import Features
+
 
 @dataclass(frozen=True)
 class LayerRecord:
@@ -20,14 +22,14 @@ class LayerRecord:
     Attributes:
         part: name of the network.
         number: of the layer in it.
-        features: what was contracted with the coefficients, ``(K, n, n_features)``.
+        features: by parameter ``(out, f)``, those it was contracted with.
         output: the layer's output jets ``(K, n, out_width)``, in the graph.
         copies: per trainable but the coefficients, a leaf with one copy a point, ``(n, ...)``.
     """
 
     part: str
     number: int
-    features: Tensor
+    features: Mapping[str, Features]
     output: Tensor
     copies: Mapping[str, Tensor]
 

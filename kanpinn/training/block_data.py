@@ -70,7 +70,7 @@ class BlockData:
             self.n_equations,
             chunk,
             memory,
-            lambda layer: memory.jacobian or layer.needs_features(jets),
+            lambda layer: layer.needs_features(jets, memory.jacobian),
         )
         self.size = max(1, size // block.group) * block.group
         self._keep = keep and self._feature_bytes(system) <= memory.features(FEATURE_CACHE_BYTES)

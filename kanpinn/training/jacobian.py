@@ -17,6 +17,7 @@ from torch import Tensor
 
 from kanpinn.geometry import Points
 from kanpinn.models import Prepared
+from kanpinn.models.features import Features
 from kanpinn.models.tape import LayerRecord, Tape
 from kanpinn.optimisers import ParameterLayout
 from kanpinn.residuals import ResidualBlock, System, evaluate_rows
@@ -28,47 +29,53 @@ class Outer:
 
     Attributes:
         where: its place in the flat vector.
-        features: ``F`` ``(K, n, f)``.
+        features: ``F``, of ``n`` points.
         adjoints: ``G`` ``(K, n, out)``, one for every equation.
     """
 
     where: slice
-    features: Tensor
+    features: Features
     adjoints: tuple[Tensor, ...]
 
     @property
     def numbers(self) -> int:
         """How many it holds."""
-        return self.features.numel() + sum(adjoint.numel() for adjoint in self.adjoints)
+        return self.features.numbers + sum(adjoint.numel() for adjoint in self.adjoints)
+
+    @property
+    def used(self) -> Tensor:
+        """Numbers of the columns that are not zero, in the flat vector."""
+        used, size = self.features.used, self.where.stop - self.where.start
+        firsts = torch.arange(0, size, self.features.n_features, device=used.device)
+        return self.where.start + (firsts[:, None] + used).flatten()
+
+    def at(self, points: slice) -> Outer:
+        """Of some of the points."""
+        adjoints = tuple(adjoint[:, points] for adjoint in self.adjoints)
+        return Outer(self.where, self.features.at(points), adjoints)
+
+    def add_to(self, whole: Tensor, places: Tensor) -> None:
+        """Add the columns to ``whole`` ``(n, m, any)``, at the ``places`` of all parameters."""
+        for equation, adjoint in enumerate(self.adjoints):
+            self.features.add_outer(adjoint, places[self.where], whole[:, equation])
 
     def dense(self) -> list[Tensor]:
         """The columns ``(n, out * f)``, for every equation."""
-        across = self.features.transpose(0, 1)
-        return [torch.bmm(g.permute(1, 2, 0), across).flatten(1) for g in self.adjoints]
-
-    def gathered(self, points: slice) -> tuple[Tensor, list[Tensor]]:
-        """The columns that are not zero at some points, ``(c,)``, and their values ``(any, c)``."""
-        features = self.features[:, points]
-        (used,) = (features != 0).flatten(0, 1).any(0).nonzero(as_tuple=True)
-        out, wide = self.adjoints[0].shape[-1], self.features.shape[-1]
-        firsts = torch.arange(0, out * wide, wide, device=used.device)
-        part = Outer(self.where, features[..., used], tuple(g[:, points] for g in self.adjoints))
-        return self.where.start + (firsts[:, None] + used).flatten(), part.dense()
+        return [self.features.outer(adjoint) for adjoint in self.adjoints]
 
     def product(self, v: Tensor) -> Tensor:
         """Of the columns with ``v`` ``(out * f,)``, ``(n, m)``."""
-        out = self.features @ v.view(-1, self.features.shape[-1]).mT
+        out = self.features.contract(v.view(-1, self.features.n_features))
         return torch.stack([(g * out).sum((0, 2)) for g in self.adjoints], -1)
 
     def transposed(self, u: Tensor) -> Tensor:
         """Of the columns with ``u`` ``(n, m)``, ``(out * f,)``."""
         parts = [u[:, e, None] * g for e, g in enumerate(self.adjoints)]
-        weighted = sum(parts[1:], parts[0])
-        return (weighted.flatten(0, 1).mT @ self.features.flatten(0, 1)).flatten()
+        return self.features.transposed(sum(parts[1:], parts[0])).flatten()
 
     def compact(self) -> Part:
         """The same, as columns where these are fewer numbers."""
-        equations, points = len(self.adjoints), self.features.shape[1]
+        equations, points = len(self.adjoints), self.adjoints[0].shape[1]
         if equations * points * (self.where.stop - self.where.start) > self.numbers:
             return self
         return Columns(self.where, tuple(self.dense()))
@@ -95,10 +102,19 @@ class Columns:
         """The columns, for every equation."""
         return self.values
 
-    def gathered(self, points: slice) -> tuple[Tensor, list[Tensor]]:
-        """The numbers ``(c,)`` of all columns, and their values ``(any, c)`` at some points."""
-        places = torch.arange(self.where.start, self.where.stop, device=self.values[0].device)
-        return places, [values[points] for values in self.values]
+    @property
+    def used(self) -> Tensor:
+        """Numbers of the columns in the flat vector."""
+        return torch.arange(self.where.start, self.where.stop, device=self.values[0].device)
+
+    def at(self, points: slice) -> Columns:
+        """Of some of the points."""
+        return Columns(self.where, tuple(values[points] for values in self.values))
+
+    def add_to(self, whole: Tensor, places: Tensor) -> None:
+        """Add the columns to ``whole`` ``(n, m, any)``, at the ``places`` of all parameters."""
+        for equation, values in enumerate(self.values):
+            whole[:, equation].index_add_(1, places[self.where], values)
 
     def product(self, v: Tensor) -> Tensor:
         """Of the columns with ``v`` ``(size,)``, ``(n, m)``."""
@@ -160,15 +176,14 @@ class ChunkJacobian:
         The values are ``(rows, m, c)``, of the type of ``like``.
         """
         points = slice(rows.start * self.group, min(rows.stop * self.group, self.n_points))
-        found = [part.gathered(points) for part in self.parts]
+        parts = [part.at(points) for part in self.parts]
         used = torch.zeros(self.n_parameters, dtype=torch.bool, device=like.device)
-        for places, _ in found:
-            used[places] = True
-        positions, count = used.cumsum(0) - 1, int(used.sum())
+        for part in parts:
+            used[part.used] = True
+        places, count = used.cumsum(0) - 1, int(used.sum())
         whole = like.new_zeros(points.stop - points.start, self.n_equations, count)
-        for places, values in found:
-            for equation, columns in enumerate(values):
-                whole[:, equation].index_add_(1, positions[places], columns)
+        for part in parts:
+            part.add_to(whole, places)
         return used.nonzero()[:, 0], self._grouped(whole)
 
     def _grouped(self, whole: Tensor) -> Tensor:
@@ -240,7 +255,7 @@ def _parts(
         copies = {name: next(by_leaf) for name in record.copies}
         layer = system.parts[record.part].network.chain[record.number]
         group = f"{record.part}.layer{record.number}"
-        for name, features in layer.contracted(record.features).items():
+        for name, features in record.features.items():
             if f"{group}.{name}" in where:
                 yield Outer(where[f"{group}.{name}"], features, outputs)
         each = [

@@ -1,0 +1,86 @@
+"""Feature jets of a spline layer that are never made: the compiled kernel's part in a Jacobian."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from kanpinn.jets import JetSpec
+from kanpinn.kernels.library import kernels
+from kanpinn.kernels.spline_call import PackedPieces, run
+
+
+class LocalFeatures:
+    """The feature jets of some points, of which only what is asked for is ever made.
+
+    Args:
+        z: input jets ``(K, n, channels)``, without gradient.
+        packed: pieces of the basis, fixed.
+        spec: names the components.
+        squash: whether tanh stands in front of the basis.
+        n_features: ``f``, length of the flat feature axis.
+    """
+
+    def __init__(
+        self, z: Tensor, packed: PackedPieces, spec: JetSpec, squash: bool, n_features: int
+    ) -> None:
+        self.z, self.packed, self.spec, self.n_features = z, packed, spec, n_features
+        self.squash = squash
+        self.squashed = torch.tanh(z[0]).contiguous() if squash else None
+
+    @property
+    def numbers(self) -> int:
+        """How many are held."""
+        return self.z.numel() + (0 if self.squashed is None else self.squashed.numel())
+
+    def at(self, points: slice) -> LocalFeatures:
+        """Those of some of the points."""
+        z = self.z[:, points]
+        return LocalFeatures(z, self.packed, self.spec, self.squash, self.n_features)
+
+    @cached_property
+    def used(self) -> Tensor:
+        """Numbers of the features that are not zero at some point, ascending."""
+        found = torch.zeros(self.n_features, dtype=torch.uint8)
+        self._run(1, used=found)
+        return found.nonzero()[:, 0]
+
+    def contract(self, weights: Tensor) -> Tensor:
+        """The product ``(K, n, out)`` with ``weights`` ``(out, f)``."""
+        y = self.z.new_zeros(*self.z.shape[:2], len(weights))
+        self._run(len(weights), weights=weights, y=y)
+        return y
+
+    def transposed(self, adjoint: Tensor) -> Tensor:
+        """Summed over components and points, the outer products with ``(K, n, out)``."""
+        result = self.z.new_zeros(adjoint.shape[-1], self.n_features)
+        # The weights are read, though nothing that is asked for depends on them.
+        self._run(len(result), weights=result, y_adjoint=adjoint, weights_adjoint=result)
+        return result
+
+    def outer(self, adjoint: Tensor) -> Tensor:
+        """Summed over components, every point's outer product with ``(K, n, out)``, flat."""
+        columns = torch.arange(adjoint.shape[-1] * self.n_features)
+        rows = self.z.new_zeros(self.z.shape[1], len(columns))
+        self.add_outer(adjoint, columns, rows)
+        return rows
+
+    def add_outer(self, adjoint: Tensor, columns: Tensor, rows: Tensor) -> None:
+        """Add :meth:`outer` to ``rows`` ``(n, any)``, in given columns.
+
+        Args:
+            adjoint: ``(K, n, out)``.
+            columns: ``(out * f,)``; those of features that are not used are never read.
+            rows: changed in place; the numbers of a row lie side by side.
+        """
+        assert rows.stride(1) == 1
+        given = {"y_adjoint": adjoint, "columns": columns, "rows": rows}
+        self._run(adjoint.shape[-1], row=rows.stride(0), **given)
+
+    def _run(self, outputs: int, row: int = 0, **tensors: Tensor) -> None:
+        library = kernels().library
+        assert library is not None
+        shape = (outputs, self.n_features)
+        run(library, self.packed, self.spec, shape, self.z, self.squashed, tensors, row)
