@@ -175,7 +175,7 @@ def test_of_many_runs_the_typical_ones_are_drawn() -> None:
 def test_boxes_over_the_seeds() -> None:
     finals = finals_of(RUNS)
     figure = drawn(plot_spread(finals, ["model.order", "seed"]))
-    assert {"relative $L_2$ error", "metrics.test_mse", "training loss"} <= set(texts(figure))
+    assert {"relative $L_2$ error", "test MSE", "training loss"} <= set(texts(figure))
     assert [f"model.order={order}" for order in ORDERS] == [
         label.get_text() for label in main_axes(figure)[0].get_yticklabels()
     ]
@@ -198,6 +198,8 @@ def test_colours_are_the_main_axis_and_lines_the_others() -> None:
     assert looks.name(cases[0]) == "order=0, kind=a"
     long = [{"order": str(o), "kind": "a" * 90 + end} for o in (1, 2) for end in "xy"]
     assert len({(Looks(long)[c].line, Looks(long).name(c)) for c in long}) == 4
+    many = [{"case": f"case {k}"} for k in range(17)]
+    assert len({(Looks(many)[c].colour, Looks(many)[c].line) for c in many}) == 17
     alone = Looks([{"seed": "1"}, {"seed": "2"}])
     assert alone.main is None and alone.name({"seed": "1"}) == "all"
 

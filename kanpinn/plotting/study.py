@@ -15,6 +15,7 @@ from kanpinn.plotting import style
 from kanpinn.plotting.study_looks import Look, Looks
 from kanpinn.plotting.style import Floats
 from kanpinn.study import LevelRow, group_of
+from kanpinn.study.columns import METRICS
 
 Row = Mapping[str, Any]
 ABSCISSAE = {
@@ -36,6 +37,12 @@ OTHER_NORMS = {"linf": "largest error", "h1": "relative $L_2$ error of the gradi
 MOST_SLOPES = 3
 MOST_BOXES = 40
 SHORT = 200.0  # of an axis, from end to end
+
+
+def _metric(name: str) -> str:
+    """One of a problem's own metrics in words: ``metrics.test_mse`` is the test MSE."""
+    words = name.removeprefix(METRICS).split("_")
+    return " ".join(word.upper() if word in ("mse", "rmse") else word for word in words)
 
 
 def known_error(rows: Sequence[Row]) -> str | None:
@@ -188,7 +195,7 @@ def plot_spread(finals: Sequence[Row], axes: Sequence[str]) -> Figure | None:
     if not any(len(rows) > 1 for rows in groups.values()):
         return None
     looks = Looks([{axis: row[axis] for axis in axes if axis in row} for row in finals])
-    metrics = [name for row in finals for name in row if name.startswith("metrics.")][:1]
+    metrics = [name for row in finals for name in row if name.startswith(METRICS)][:1]
     panels = list(dict.fromkeys([*filter(None, [known_error(finals)]), *metrics, "loss"]))
     panels = [name for name in panels if any((row.get(name) or 0) > 0 for row in finals)][:3]
     figure = style.new_figure(8.0, 1.0 + 0.3 * len(groups))
@@ -206,7 +213,7 @@ def plot_spread(finals: Sequence[Row], axes: Sequence[str]) -> Figure | None:
             medianprops={"color": style.VERMILLION},
             flierprops={"markersize": 3},
         )
-        ax.set(xscale="log", xlabel=ERRORS.get(panel, panel))
+        ax.set(xscale="log", xlabel=ERRORS.get(panel, _metric(panel)))
         style.few_ticks(ax.xaxis)
         ax.grid(color=style.PALE, lw=0.6, axis="x")
     grid[0].invert_yaxis()

@@ -33,8 +33,9 @@ class Look:
 class Looks:
     """Looks for all groups of a study: the combinations of its axes but the seed.
 
-    The first axis with several values has the colours (a scale of them if there are many), the
-    combinations of the others have line styles and markers.
+    The first axis with several values has the colours: a scale of them for many numbers, and with
+    more names than colours each colour several times, with other line styles and markers. The
+    combinations of the other axes have line styles and markers, too.
 
     Args:
         cases: labels of all cases.
@@ -47,21 +48,19 @@ class Looks:
         self.axes = varied
         self.main = varied[0] if varied else None
         self.rest = varied[1:]
-        names = values[self.main] if self.main else [""]
-        self.colours = dict(zip(names, _colours(names), strict=True))
-        others = dict.fromkeys(self._other(labels) for labels in cases)
-        self.lines = {
-            other: (
-                style.LINE_STYLES[k % len(style.LINE_STYLES)],
-                MARKERS[(k + k // len(style.LINE_STYLES)) % len(MARKERS)],
-            )
-            for k, other in enumerate(others)
-        }
+        self.names = values[self.main] if self.main else [""]
+        self.colours = _colours(self.names)
+        self.others = list(dict.fromkeys(self._other(labels) for labels in cases))
 
     def __getitem__(self, labels: Labels) -> Look:
-        line, marker = self.lines[self._other(labels)]
-        colour = self.colours[labels[self.main] if self.main else ""]
-        return Look(colour, line, marker)
+        return self._look(labels[self.main] if self.main else "", self._other(labels))
+
+    def _look(self, name: str, other: str) -> Look:
+        turn, colour = divmod(self.names.index(name), len(self.colours))
+        k = turn * len(self.others) + self.others.index(other)
+        line = style.LINE_STYLES[k % len(style.LINE_STYLES)]
+        marker = MARKERS[(k + k // len(style.LINE_STYLES)) % len(MARKERS)]
+        return Look(self.colours[colour], line, marker)
 
     def name(self, labels: Labels) -> str:
         """A group in words, without what all have in common."""
@@ -71,24 +70,16 @@ class Looks:
         """What the looks mean, below the panels; nothing where there is one curve."""
         handles = list(more)
         if self.main:
-            handles += [
-                Line2D([], [], color=colour, lw=2, label=self.name({self.main: name}))
-                for name, colour in self.colours.items()
-            ]
+            for name in self.names:
+                look = self._look(name, self.others[0])
+                line = look.line if len(self.names) > len(self.colours) else "-"
+                label = self.name({self.main: name})
+                handles.append(Line2D([], [], color=look.colour, ls=line, lw=2, label=label))
         if self.rest:
-            handles += [
-                Line2D(
-                    [],
-                    [],
-                    color=style.BLACK,
-                    ls=line,
-                    marker=marker,
-                    ms=3,
-                    lw=1,
-                    label=short(other),
-                )
-                for other, (line, marker) in self.lines.items()
-            ]
+            for other in self.others:
+                look = self._look(self.names[0], other)
+                drawn = {"ls": look.line, "marker": look.marker, "ms": 3, "lw": 1}
+                handles.append(Line2D([], [], color=style.BLACK, label=short(other), **drawn))
         if len(handles) > MOST_ENTRIES:
             left = len(handles) - MOST_ENTRIES + 1
             handles = handles[: MOST_ENTRIES - 1]
@@ -115,15 +106,15 @@ def short(text: str) -> str:
 
 
 def _colours(names: Sequence[str]) -> list[Any]:
-    """Colours that are easily told apart; a scale for many names, or for several numbers."""
+    """Colours that are easily told apart: as many as there are; a scale for several numbers."""
     count = len(names)
     if count <= len(style.COLOURS):
         return list(style.COLOURS[:count])
-    many = mpl.color_sequences["petroff10"]  # made for the colour-blind, too: arXiv 2107.02270
-    if count <= len(many) and not all(map(_is_number, names)):
-        return list(many[:count])
-    scale = mpl.colormaps[style.MAGNITUDE]
-    return [scale(0.92 * k / (count - 1)) for k in range(count)]
+    if all(map(_is_number, names)):
+        scale = mpl.colormaps[style.MAGNITUDE]
+        return [scale(0.92 * k / (count - 1)) for k in range(count)]
+    # Made for the colour-blind, too: arXiv 2107.02270.
+    return list(mpl.color_sequences["petroff10"][:count])
 
 
 def _is_number(name: str) -> bool:
