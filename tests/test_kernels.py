@@ -17,6 +17,7 @@ from kanpinn.jets import JetSpec
 from kanpinn.kernels import LocalFeatures, kernels, kernels_unused
 from kanpinn.kernels.library import cache_folder
 from kanpinn.models import KnotLayerSettings
+from kanpinn.models.features import DenseFeatures
 from kanpinn.models.knot_layers import KnotLayer, PowerReluLayer, SplineLayer, recorded_features
 from kanpinn.models.layer import Layer
 from kanpinn.splines import Knots
@@ -100,17 +101,42 @@ def test_truncated_powers_by_the_kernel_are_their_sum(order: int, name: str) -> 
     for kind, squash in itertools.product(("uniform", "unequal", "arbitrary"), (None, "tanh")):
         settings = KnotLayerSettings(squash=squash, base="silu")
         made = layer(order, kind, settings, torch.float64, basis=PowerReluLayer)
-        found = differences(made, SPECS[name], jets(SPECS[name], torch.float64))
+        z = jets(SPECS[name], torch.float64)
+        if squash is None:
+            z = torch.cat([z[:1].clamp(-1, 1), z[1:]]).detach().requires_grad_()
+        assert not made.needs_features(z)
+        found = differences(made, SPECS[name], z)
         assert max(found.values()) < 1e-12, (kind, squash, found)
 
 
 @needs_compiler
-def test_free_truncated_powers_are_left_to_recorded_operations() -> None:
-    settings = KnotLayerSettings(free=True, squash="tanh")
-    made = layer(4, "uniform", settings, torch.float64, basis=PowerReluLayer)
-    z = jets(SPECS["laplacian"], torch.float64)
+@pytest.mark.parametrize(
+    ("settings", "dtype"),
+    [
+        (KnotLayerSettings(free=True, squash="tanh"), torch.float64),
+        (KnotLayerSettings(squash="tanh"), torch.float32),
+        (KnotLayerSettings(), torch.float64),  # some inputs lie outside the knots
+    ],
+    ids=["free", "float32", "outside"],
+)
+def test_truncated_powers_that_are_left_to_recorded_operations(
+    settings: KnotLayerSettings, dtype: torch.dtype
+) -> None:
+    made = layer(4, "uniform", settings, dtype, basis=PowerReluLayer)
+    z = jets(SPECS["laplacian"], dtype)
     assert made.needs_features(z)
     assert max(differences(made, SPECS["laplacian"], z).values()) == 0
+
+
+@needs_compiler
+def test_tensors_of_another_type_are_refused() -> None:
+    """The kernel would take them for what they are not."""
+    made = layer(4, "uniform", KnotLayerSettings(squash="tanh"), torch.float32)
+    y, found, _ = made.recorded(jets(SPECS["laplacian"], torch.float32), SPECS["laplacian"])
+    columns = torch.arange(made.coefficients.numel())
+    rows = torch.zeros(y.shape[1], len(columns), dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"takes 'rows' as torch.float32 on the CPU"):
+        found["coefficients"].add_outer(torch.ones_like(y), columns, rows)
 
 
 @needs_compiler
@@ -143,6 +169,8 @@ def test_a_jacobian_without_features(order: int, outputs: int) -> None:
                 (local.outer(adjoint), dense.outer(adjoint)),
                 (rows[:, columns] - 1, dense.outer(adjoint)[part]),
             ]
+            if isinstance(local, LocalFeatures) and isinstance(dense, DenseFeatures):
+                pairs.append((local.dense(), dense.values))
             for a, b in pairs:
                 torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11 * b.abs().max().item())
             for some in (part, slice(3, 4)):

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from kanpinn.errors import ConfigError
 from kanpinn.jets import JetSpec
-from kanpinn.kernels import KERNEL_SQUASHES, kernels_expected
-from kanpinn.models import Layer, SplineLayer
+from kanpinn.kernels import kernels_expected
+from kanpinn.models import Layer
 from kanpinn.optimisers import (
     LBFGSOptions,
     LevenbergMarquardt,
@@ -235,11 +235,10 @@ class _Sizes:
         sizes = (self.rows, self.level.n_parameters, self._number)
         return self._memory(True).workers(self.options.workers, *sizes)
 
-    def _makes_features(self, layer: Layer) -> bool:
+    def _makes_features(self, layer: Layer, jacobian: bool) -> bool:
         """Whether an evaluation makes a layer's features, as far as can be told before."""
         compiled = self.options.device.type == "cpu" and kernels_expected()
-        by_kernel = isinstance(layer, SplineLayer) and layer.settings.squash in KERNEL_SQUASHES
-        return not (compiled and by_kernel)
+        return not (compiled and layer.suits_kernel(jacobian))
 
     def _points(self, block: ResidualBlock) -> float:
         """Prepared points of a block and their held-out ones, with the first layer's features."""
@@ -255,7 +254,7 @@ class _Sizes:
             features = spec.n_components * first.n_features
             for count, jacobian in ((sites, True), (held_out, False)):
                 memory = self._memory(jacobian)
-                asked = memory.jacobian or self._makes_features(first)
+                asked = self._makes_features(first, memory.jacobian)
                 fits = features * count * 8 <= memory.features(FEATURE_CACHE_BYTES)
                 total += features * count if first.fixed_features and asked and fits else 0
         return total * self._number
@@ -266,7 +265,7 @@ class _Sizes:
         sizes = (self.system, block, self.specs[block.name], equations)
 
         def makes(layer: Layer) -> bool:
-            return memory.jacobian or self._makes_features(layer)
+            return self._makes_features(layer, memory.jacobian)
 
         rows = rows_at_once(*sizes, self.options.training.chunk, memory, makes)
         rows = min(max(rows, block.group), self.points[block.name])

@@ -17,18 +17,22 @@ class LocalFeatures:
 
     Args:
         z: input jets ``(K, n, channels)``, without gradient.
+        squashed: ``tanh(z[0])`` where it stands in front of the basis.
         packed: pieces of the basis, fixed.
         spec: names the components.
-        squash: whether tanh stands in front of the basis.
         n_features: ``f``, length of the flat feature axis.
     """
 
     def __init__(
-        self, z: Tensor, packed: PackedPieces, spec: JetSpec, squash: bool, n_features: int
+        self,
+        z: Tensor,
+        squashed: Tensor | None,
+        packed: PackedPieces,
+        spec: JetSpec,
+        n_features: int,
     ) -> None:
-        self.z, self.packed, self.spec, self.n_features = z, packed, spec, n_features
-        self.squash = squash
-        self.squashed = torch.tanh(z[0]).contiguous() if squash else None
+        self.z, self.squashed = z, squashed
+        self.packed, self.spec, self.n_features = packed, spec, n_features
 
     @property
     def numbers(self) -> int:
@@ -37,12 +41,23 @@ class LocalFeatures:
 
     def at(self, points: slice) -> LocalFeatures:
         """Those of some of the points."""
-        z = self.z[:, points]
-        return LocalFeatures(z, self.packed, self.spec, self.squash, self.n_features)
+        squashed = None if self.squashed is None else self.squashed[points]
+        return LocalFeatures(self.z[:, points], squashed, self.packed, self.spec, self.n_features)
+
+    @property
+    def sparsity(self) -> float:
+        """Features for every one that is made at a point."""
+        return self.n_features / (self.z.shape[-1] * self.packed.order)
+
+    def dense(self) -> Tensor:
+        """The features themselves, ``(K, n, f)``."""
+        units = torch.eye(len(self.z), dtype=self.z.dtype)
+        shape = (*self.z.shape[:2], 1)
+        return torch.stack([self.outer(unit[:, None, None].expand(shape)) for unit in units])
 
     @cached_property
     def used(self) -> Tensor:
-        """Numbers of the features that are not zero at some point, ascending."""
+        """Numbers of the features whose support has some point in it, ascending."""
         found = torch.zeros(self.n_features, dtype=torch.uint8)
         self._run(1, used=found)
         return found.nonzero()[:, 0]

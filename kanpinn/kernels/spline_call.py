@@ -108,7 +108,8 @@ def compiles(z: Tensor) -> bool:
     return z.device.type == "cpu" and z.dtype in TYPES and kernels().library is not None
 
 
-READ = ("z", "weights", "y_adjoint", "columns")
+READ = ("z", "squashed", "weights", "y_adjoint", "columns")
+OTHER_TYPES = {"used": torch.uint8, "columns": torch.int64}  # than that of the inputs
 
 
 def run(
@@ -135,7 +136,8 @@ def run(
         row: numbers from one row of ``rows`` to the next.
 
     Raises:
-        ValueError: if there is no kernel of this order.
+        ValueError: if there is no kernel of this order, or a tensor is of another type than the
+            inputs, or not on the CPU.
     """
     chain = _packed(spec)
     n_components, n_points, channels = z.shape
@@ -156,6 +158,13 @@ def run(
     # What is read is put in order; what is written is in order already.
     given = {"z": z, "squashed": squashed, **tensors}
     present = {name: t for name, t in given.items() if t is not None}
+    for name, t in present.items():
+        expected = OTHER_TYPES.get(name, z.dtype)
+        if t.dtype is not expected or t.device.type != "cpu":
+            raise ValueError(
+                f"the compiled kernel takes {name!r} as {expected} on the CPU, not as {t.dtype} on "
+                f"{t.device}; a residual has the type of the networks"
+            )
     ordered = {name: t.contiguous() if name in READ else t for name, t in present.items()}
     arrays = _Arrays(**{name: t.data_ptr() for name, t in ordered.items()}, row=row)
     function = getattr(library, f"kanpinn_spline_layer_{TYPES[z.dtype]}")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from kanpinn.jets import JetSpec
-from kanpinn.kernels import KERNEL_SQUASHES, LocalFeatures, PackedPieces, SplineProduct, compiles
+from kanpinn.kernels import KERNEL_SQUASHES, LocalFeatures, PackedPieces, SplineProduct
 from kanpinn.models.features import DenseFeatures, Features
 from kanpinn.models.layer import Layer, apply_elementwise, scatter_features
 from kanpinn.models.spline_features import SplineFeatures, combine
@@ -145,15 +145,18 @@ class KnotLayer(Layer):
         """False for free knots: the features then depend on them."""
         return not self.settings.free
 
-    def needs_features(self, z: Tensor, for_jacobian: bool = False) -> bool:
-        """The compiled kernel, where there is one, makes none."""
-        return self.settings.squash not in KERNEL_SQUASHES or not compiles(z)
+    def suits_kernel(self, for_jacobian: bool = False) -> bool:
+        """It knows some squashes alone."""
+        return self.settings.squash in KERNEL_SQUASHES
 
     def forward(self, z: Tensor, spec: JetSpec) -> Tensor:
         """Output jets, by the compiled kernel where there is one."""
         if self.needs_features(z):
             return super().forward(z, spec)
-        return self._with_base(self._by_kernel(z, spec, *self._as_splines()), z, spec)
+        y = self._by_kernel(z, spec, *self._as_splines())
+        if self.settings.base:
+            y = y + self._base_features(self._squashed(z, spec), spec) @ self.base_weights.mT
+        return y
 
     def _by_kernel(
         self, z: Tensor, spec: JetSpec, basis: SplineBasis, coefficients: Tensor
@@ -180,12 +183,6 @@ class KnotLayer(Layer):
         if not self.settings.free:
             self._packed = packed
         return packed
-
-    def _with_base(self, y: Tensor, z: Tensor, spec: JetSpec) -> Tensor:
-        """Output jets with the base branch, where there is one."""
-        if not self.settings.base:
-            return y
-        return y + self._base_features(self._squashed(z, spec), spec) @ self.base_weights.mT
 
     def features(self, z: Tensor, spec: JetSpec) -> Tensor:
         """Feature jets ``(K, n, n_features)`` of ``z``, ``(K, n, in_width)``."""
@@ -325,9 +322,9 @@ class SplineLayer(KnotLayer):
         """See :meth:`KnotLayer.copied_basis`."""
         return SplineBasis.from_copies(self.order, padded, self.n_intervals, copies)
 
-    def needs_features(self, z: Tensor, for_jacobian: bool = False) -> bool:
-        """The compiled kernel makes none, but for derivatives with respect to free knots."""
-        return (for_jacobian and self.settings.free) or super().needs_features(z)
+    def suits_kernel(self, for_jacobian: bool = False) -> bool:
+        """A Jacobian with respect to free knots is made from features."""
+        return super().suits_kernel() and not (for_jacobian and self.settings.free)
 
     def recorded(
         self, z: Tensor, spec: JetSpec, features: Tensor | None = None
@@ -337,14 +334,14 @@ class SplineLayer(KnotLayer):
             return super().recorded(z, spec, features)
         # Nobody asks for the derivatives of a sum over points.
         y = self._by_kernel(z, spec, self.basis, self.coefficients.detach())
-        inputs, squash = z.detach(), self.settings.squash is not None
+        squash = torch.tanh(z[0].detach()) if self.settings.squash else None
         packed = self._packed_pieces(self.basis)
-        local = LocalFeatures(inputs, packed, spec, squash, self.n_spline_features)
+        local = LocalFeatures(z.detach(), squash, packed, spec, self.n_spline_features)
         found: dict[str, Features] = {"coefficients": local}
         if self.settings.base:
-            base = self._base_features(self._squashed(inputs, spec), spec)
-            found["base_weights"] = DenseFeatures(base)
-        y = self._with_base(y, z, spec)
+            base = self._base_features(self._squashed(z, spec), spec)
+            found["base_weights"] = DenseFeatures(base.detach())
+            y = y + base @ self.base_weights.mT
         return (y if y.requires_grad else y.requires_grad_()), found, {}
 
     def _basis_features(self, z: Tensor, spec: JetSpec, basis: SplineBasis) -> Tensor:
@@ -372,9 +369,26 @@ class SplineLayer(KnotLayer):
 class PowerReluLayer(KnotLayer):
     """Multichannel MLP layer: powers of ReLUs whose biases are the knots."""
 
+    def suits_kernel(self, for_jacobian: bool = False) -> bool:
+        """On fixed knots, whose change of basis is a matrix, in double precision.
+
+        Second derivatives of splines lose digits like ``1 / h^2``, those of powers none: in single
+        precision that would be seen.
+        """
+        fixed = not (for_jacobian or self.settings.free)
+        return fixed and self.coefficients.dtype is torch.float64 and super().suits_kernel()
+
     def needs_features(self, z: Tensor, for_jacobian: bool = False) -> bool:
-        """The compiled kernel makes none on fixed knots, whose change of basis is a matrix."""
-        return for_jacobian or self.settings.free or super().needs_features(z)
+        """Outside the knots, too: powers grow there by their degree, splines by ``1 / h`` to it."""
+        return super().needs_features(z, for_jacobian) or self._leaves_knots(z)
+
+    def _leaves_knots(self, z: Tensor) -> bool:
+        """Whether any input lies outside; without a squash in front of the basis they may."""
+        if self.settings.squash or not z.numel():
+            return False
+        lower, upper = z[0].detach().aminmax(dim=0)
+        ends = [torch.stack([t[k] for t in self._fixed_knots.breakpoints]) for k in (0, -1)]
+        return bool(((lower < ends[0]) | (upper > ends[1])).any())
 
     def _make_basis(self, knots: Knots) -> PowerReluBasis:
         return PowerReluBasis(knots)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from kanpinn.jets import JetSpec, compose
 from kanpinn.jets.functions import FUNCTIONS
+from kanpinn.kernels import compiles
 from kanpinn.models.features import DenseFeatures, Features
 from kanpinn.models.tape import LayerRecord, Tape
 
@@ -41,9 +42,13 @@ class Layer(nn.Module, ABC):
         """Whether the features depend on the input alone, and on no trainable parameter."""
         return True
 
+    def suits_kernel(self, for_jacobian: bool = False) -> bool:
+        """Whether the compiled kernel, where there is one, does its part without features."""
+        return False
+
     def needs_features(self, z: Tensor, for_jacobian: bool = False) -> bool:
         """Whether outputs at input jets ``z``, or what a Jacobian needs, are made from features."""
-        return True
+        return not (self.suits_kernel(for_jacobian) and compiles(z))
 
     @property
     def weights(self) -> Tensor:

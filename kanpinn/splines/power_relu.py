@@ -136,8 +136,9 @@ class PowerReluBasis:
     def spline_coefficients(self, weights: Tensor) -> Tensor:
         """Coefficients ``w A^-1`` in :attr:`splines` of the functions with coefficients ``w``.
 
-        No digit is lost that the sum of powers would keep: ``A^-1`` and, between the ends, ``b``
-        are positive, so that ``sum |w| |A^-1| b`` is ``sum |w| psi``.
+        Between the ends values lose no digit that the sum of powers would keep: ``A^-1`` and ``b``
+        are positive there, so that ``sum |w| A^-1 b`` is ``sum |w| psi``. Derivatives lose digits
+        like those of splines, and outside the knots values do, too.
 
         Args:
             weights: ``w``, ``(..., n_features)``, of the type of the basis.

@@ -121,7 +121,7 @@ class ChunkedJacobian(Generic[P]):
 
     def _made(self, chunk: P) -> tuple[Tensor, ChunkJacobian]:
         scale, jacobian = self.linearise(chunk)
-        return scale, jacobian.compact()
+        return scale, jacobian.expanded().compact()
 
 
 def _blocks(shape: tuple[int, ...], size: int) -> Iterator[tuple[int, int]]:
