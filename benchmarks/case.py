@@ -11,8 +11,10 @@ class Case:
     """One measurement.
 
     Attributes:
-        task: ``forward`` (values), ``backward`` (values and the gradient of their mean square) or
-            ``laplacian`` (the gradient of the mean square of the output's Laplacian).
+        task: ``forward`` (values), ``backward`` (values and the gradient of their mean square),
+            ``jets`` (the output's Laplacian), ``laplacian`` (the gradient of its mean square) or
+            ``jacobian`` (the Laplacian's derivatives with respect to all parameters by point;
+            rows are made and dropped, chunk by chunk).
         widths: of the network, inputs first.
         intervals: of every spline, on [-1, 1].
         degree: of the splines; cubic ones have 3.

@@ -848,12 +848,13 @@ def test_plan_is_what_happens(tmp_path: Path, per_parameter: float | None) -> No
 def test_memory_grows_with_the_points() -> None:
     def memory(points: int) -> float:
         changes = {"sampling": {"interior": points, "boundary": 20, "held_out": 40}}
-        least_squares = {"phases": [{"optimiser": "lm", "steps": 1}]}  # keeps features
+        least_squares = {"phases": [{"optimiser": "lm", "steps": 1}]}  # keeps features of powers
         config = tiny(training=least_squares, **changes)
+        config["model"]["type"] = "multichannel"
         return api.plan(api.prepare(config, problem=Bump))[-1].memory_mib
 
     small, large = memory(10_000), memory(20_000)
-    # Splines of order 4 on 4 intervals in two channels: 14 features; jets of 5 components.
+    # Powers of order 4 on 4 intervals in two channels: 14 features; jets of 5 components.
     features = 10_000 * 14 * 5 * 8 / 2**20
     assert large - small == pytest.approx(features, rel=0.5)
 

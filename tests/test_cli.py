@@ -353,6 +353,17 @@ def test_a_name_where_a_config_is_needed(here: Path) -> None:
     assert "did you mean" not in refused(call("solve", "burgers"), "burgers: no such file")
 
 
+def test_mistakes_of_the_kind_of_file_and_command(here: Path) -> None:
+    (here / "study.yaml").write_text("base: tiny.yaml\naxes: {seed: [1, 2]}\n")
+    refused(call("solve", "study.yaml"), "study.yaml: the config of a study, not of a run")
+    refused(call("study", "tiny.yaml"), "tiny.yaml: the config of a run, not of a study")
+    refused(call("solve", "problem.py"), "problem.py: Python; allowed: a YAML file")
+    refused(call("solv", "tiny.yaml"), "No such command 'solv'. Did you mean 'solve'?")
+    assert "Did you mean" not in refused(call("zzz"), "No such command 'zzz'.")
+    both = ["--grid", "3x3", "--points", "problem.py", "--out", "out.csv"]
+    refused(call("evaluate", "problem.py", *both), "one of --points FILE and --grid NxM is needed,")
+
+
 @pytest.mark.parametrize("command", ["inspect", "plot"])
 def test_a_run_that_is_not_there_is_a_mistake_of_usage(here: Path, command: str) -> None:
     refused(call(command, "nowhere"), "'nowhere' does not exist")
@@ -634,7 +645,7 @@ def test_resume_says_what_has_changed(here: Path) -> None:
     kanpinn.solve("tiny.yaml", out="run", stop=lambda: True, on_interrupt="return")
     changes = ["training.phases.0.steps=9", "training.log_every=2"]
     done = call("solve", "tiny.yaml", *changes, "--out", "run", "--resume")
-    said = "changed since: training.phases.0.steps, training.log_every"
+    said = "changed since: training.phases.0.steps 8 -> 9, training.log_every 4 -> 2"
     assert said in done.stderr.splitlines()
     assert said in (here / "run" / "run.log").read_text()
     kanpinn.solve("tiny.yaml", out="other", stop=lambda: True, on_interrupt="return")

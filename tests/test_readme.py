@@ -133,7 +133,10 @@ class Reader:
             api.prepare(config, overrides)  # as printed
             short = shortened(config, overrides)
             if "--resume" in arguments:  # a run to resume: one that was stopped after a step
-                kanpinn.solve(config, short, stop=lambda: True, on_interrupt="return")
+                began = list(short)
+                if "--seed" in arguments:
+                    began.append(f"seed={arguments[arguments.index('--seed') + 1]}")
+                kanpinn.solve(config, began, stop=lambda: True, on_interrupt="return")
             arguments = [*arguments, *short]
         if arguments[:1] == ["solve"]:
             arguments = [*arguments, PLAIN]

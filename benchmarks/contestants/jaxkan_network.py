@@ -46,9 +46,9 @@ def prepare(case: Case) -> Callable[[], object]:
             rows.append(jax.jvp(first, (x,), (direction,))[1][:, axis])
         return sum(rows)
 
-    rows = laplacian if case.task == "laplacian" else values
-    if case.task == "forward":
-        step = jax.jit(values)
+    rows = laplacian if case.task in ("jets", "laplacian") else values
+    if case.task in ("forward", "jets"):
+        step = jax.jit(rows)
     else:
         step = jax.jit(jax.grad(lambda state, x: (rows(state, x) ** 2).mean()))
     return lambda: jax.block_until_ready(step(state, x))

@@ -10,6 +10,7 @@ from case import Case
 from kanpinn.jets import Jet, JetSpec
 from kanpinn.models import KAN, KnotLayerSettings, KnotNetwork
 from kanpinn.models.networks import build_knot_network
+from kanpinn.models.tape import Tape
 from kanpinn.splines import Knots
 
 CHUNK = 4096  # the kernel holds no temporaries
@@ -28,11 +29,12 @@ def build(case: Case) -> KnotNetwork:
 
 def prepare(case: Case, chunk: int = CHUNK) -> Callable[[], object]:
     torch.set_num_threads(1)
+    chunk = case.chunk if case.task == "jacobian" else chunk  # its rows are the temporaries
     dtype, network = getattr(torch, case.dtype), build(case)
     generator = torch.Generator().manual_seed(1)
     x = torch.rand(case.points, case.widths[0], dtype=dtype, generator=generator) * 2 - 1
     parameters = tuple(network.parameters())
-    if case.task == "laplacian":
+    if case.task in ("jets", "laplacian", "jacobian"):
         spec = JetSpec.closure(case.widths[0], [], laplacian=range(case.widths[0]))
     else:
         spec = JetSpec.value_only(case.widths[0])
@@ -50,4 +52,15 @@ def prepare(case: Case, chunk: int = CHUNK) -> Callable[[], object]:
                 sum_ += part
         return total
 
-    return forward if case.task == "forward" else gradient
+    def jacobian() -> object:
+        for z in chunks:
+            tape = Tape()
+            laplacian = network.jet(z, spec, tape=tape)[-1]
+            adjoints = torch.autograd.grad(laplacian.sum(), [r.output for r in tape.layers])
+            pairs = zip(tape.layers, adjoints, strict=True)
+            parts = [f.outer(g) for record, g in pairs for f in record.features.values()]
+            rows = torch.cat(parts, 1)
+        return rows
+
+    steps = {"forward": forward, "jets": forward, "jacobian": jacobian}
+    return steps.get(case.task, gradient)

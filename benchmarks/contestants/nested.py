@@ -43,4 +43,25 @@ def gradient_step(network: nn.Module, case: Case, chunk: int | None = None) -> C
             (rows.square().sum() / case.points).backward()
         return parameters
 
-    return forward if case.task == "forward" else gradient
+    def jets() -> object:
+        inner = [part.detach().requires_grad_() for part in chunks]
+        return [laplacian(network(z), z).detach() for z in inner]
+
+    named = dict(network.named_parameters())
+
+    def laplacian_at(parameters: dict[str, Tensor], point: Tensor) -> Tensor:
+        def u(point: Tensor) -> Tensor:
+            values: Tensor = torch.func.functional_call(network, parameters, (point[None],))
+            return values[0, 0]
+
+        return torch.func.hessian(u)(point).diagonal().sum()
+
+    rows_of = torch.func.vmap(torch.func.grad(laplacian_at), (None, 0))
+
+    def jacobian() -> object:
+        for part in chunks:
+            rows = torch.cat([each.flatten(1) for each in rows_of(named, part).values()], 1)
+        return rows
+
+    steps = {"forward": forward, "jets": jets, "jacobian": jacobian}
+    return steps.get(case.task, gradient)

@@ -149,5 +149,6 @@ def _saved_config(folder: RunFolder) -> dict[str, Any]:
 def _differs(path: Path, keys: Sequence[str]) -> ConfigError:
     return ConfigError(
         f"{path}: this run has another config, so it cannot be continued; "
-        f"different: {', '.join(keys)}; allowed to change: {', '.join(RESUMABLE_KEYS)}"
+        f"different: {', '.join(keys)}; allowed to change: {', '.join(RESUMABLE_KEYS)}; "
+        "a new run begins without --resume"
     )

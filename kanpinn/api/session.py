@@ -17,7 +17,7 @@ from kanpinn.api.planning import phase_plans, plan
 from kanpinn.api.preparation import AnyConfig, Prepared, prepare
 from kanpinn.api.result import SolveResult, overfitting, status_of, summarise
 from kanpinn.checkpoint import write_checkpoint
-from kanpinn.config import differing_keys, dump_yaml, to_dict
+from kanpinn.config import described_changes, dump_yaml, to_dict
 from kanpinn.errors import DivergedError
 from kanpinn.io.interrupt import StopSignals
 from kanpinn.io.progress import Display, Silent
@@ -222,7 +222,7 @@ class _Session:
             self.fresh = False
             return
         self._note(f"continued from step {state.total_steps}")
-        changed = differing_keys(checkpoint.config, self.config, ignore=("name",))
+        changed = described_changes(checkpoint.config, self.config)
         if changed:
             self._note(f"changed since: {', '.join(changed)}")
         self.writer.restart_metrics(state.history)

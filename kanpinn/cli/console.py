@@ -86,7 +86,7 @@ def print_levels(levels: Sequence[Mapping[str, Any]]) -> None:
     numbers = {"loss": "loss", "held-out": "heldout_residual", "rel. L2": "rel_l2"}
     if _width() >= WIDE:
         before, after = "loss_before_prolongation", "loss_after_prolongation"
-        numbers = {"before ref.": before, "after ref.": after, **numbers}
+        numbers = {"coarse loss": before, "refined loss": after, **numbers}
     if _width() >= WIDER:
         errors = {"opt. error": "optimisation_error", "knots error": "discretisation_error"}
         errors["est. error"] = "estimated_error"

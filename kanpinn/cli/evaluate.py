@@ -65,7 +65,8 @@ def evaluate(
     <field>_reference and <field>_error (NaN at points outside the domain).
     """
     if (points is None) == (grid is None):
-        raise click.UsageError("one of --points FILE and --grid NxM is needed")
+        both = "" if points is None else ", not both"
+        raise click.UsageError(f"one of --points FILE and --grid NxM is needed{both}")
     from kanpinn.config import resolve_device
     from kanpinn.io.table_writer import check_free, write_columns
     from kanpinn.io.tables import read_points

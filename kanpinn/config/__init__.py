@@ -1,6 +1,6 @@
 """Configs: YAML to frozen options, checked in full before anything is allocated."""
 
-from kanpinn.config.overrides import RESUMABLE_KEYS, differing_keys
+from kanpinn.config.overrides import RESUMABLE_KEYS, described_changes, differing_keys
 from kanpinn.config.run_config import (
     ProblemConfig,
     RunConfig,
@@ -18,6 +18,7 @@ __all__ = [
     "RESUMABLE_KEYS",
     "ProblemConfig",
     "RunConfig",
+    "described_changes",
     "differing_keys",
     "dump_yaml",
     "load_config",

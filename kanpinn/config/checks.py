@@ -10,6 +10,7 @@ from kanpinn.models import Formula
 from kanpinn.models.options import KnotNetworkOptions, ModelOptions
 from kanpinn.training import TrainingOptions
 
+STUDY_KEYS = {"base", "cases", "axes", "analyses", "variants"}  # of which a study has some
 INCREASING = "numbers from -1 to 1, both included, strictly increasing"
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
+from kanpinn.config.convert import show
 from kanpinn.config.yaml_text import parse_yaml
 from kanpinn.errors import ConfigError
 
@@ -86,7 +87,8 @@ def _entry(node: Any, part: str, parts: Sequence[str], depth: int) -> Any:
 def _index(node: Sequence[Any], part: str, parts: Sequence[str], depth: int) -> int:
     if part.isascii() and part.isdecimal() and len(part) < 7 and int(part) < len(node):
         return int(part)
-    entries = f"allowed: 0 to {len(node) - 1}" if node else "but it is empty"
+    last = len(node) - 1
+    entries = f"allowed: 0{f' to {last}' if last else ''}" if node else "but it is empty"
     raise ConfigError(
         f"override {'.'.join(parts)}: {'.'.join(parts[:depth])} is a list; found entry "
         f"{part[:60]!r}, {entries}"
@@ -109,6 +111,24 @@ def differing_keys(
     part, are left out, and so is all that lies below them.
     """
     return [key for key in _differences(a, b, "") if not any(_matches(key, p) for p in ignore)]
+
+
+def described_changes(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+    """In words, what differs from ``a`` to ``b`` beside the name: ``KEY FOUND -> FOUND``."""
+    keys = differing_keys(a, b, ignore=("name",))
+    return [f"{key} {show(_value(a, key))} -> {show(_value(b, key))}" for key in keys]
+
+
+def _value(config: Any, key: str) -> Any:
+    """The value of a dotted key; ``None`` where there is none."""
+    for part in key.split("."):
+        if isinstance(config, Mapping):
+            config = config.get(part)
+        elif isinstance(config, list) and part.isdecimal() and int(part) < len(config):
+            config = config[int(part)]
+        else:
+            return None
+    return config
 
 
 def _differences(a: Any, b: Any, path: str) -> Iterator[str]:

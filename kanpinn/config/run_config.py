@@ -14,7 +14,7 @@ import torch
 from annotated_types import Ge, Gt, Le
 from pydantic.types import StringConstraints
 
-from kanpinn.config.checks import check_model, check_training
+from kanpinn.config.checks import STUDY_KEYS, check_model, check_training
 from kanpinn.config.convert import Errors, convert, convert_fields, one_line, plain, show
 from kanpinn.config.hints import keys_of
 from kanpinn.config.overrides import apply_overrides, split_override
@@ -119,6 +119,8 @@ def parse_config(
     Raises:
         ConfigError: with a line for each of up to five errors.
     """
+    if "problem" not in data and STUDY_KEYS & data.keys():
+        raise ConfigError(f"{source}: the config of a study, not of a run: see 'kanpinn study'")
     folder = Path.cwd() if base_dir is None else base_dir
     origins: dict[str, str] = {}
     try:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from kanpinn.config.checks import STUDY_KEYS
 from kanpinn.config.convert import Errors, convert_dataclass
+from kanpinn.errors import ConfigError
 from kanpinn.study import Design, StudyOptions, make_design
 
 
@@ -23,6 +25,8 @@ def parse_study(
     Raises:
         ConfigError: naming the file, the key, what was found and what is allowed.
     """
+    if "problem" in data and not STUDY_KEYS & data.keys():
+        raise ConfigError(f"{source}: the config of a run, not of a study: see 'kanpinn solve'")
     errors = Errors()
     options = convert_dataclass(data, StudyOptions, "", errors)
     errors.check(source)

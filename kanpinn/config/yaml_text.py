@@ -84,6 +84,11 @@ def _read_text(path: Path) -> str:
             raise ConfigError(f"{path}: a folder; allowed: a YAML file")
         if not path.is_file():
             raise ConfigError(f"{path}: no such file{_nearest_file(path)}")
+        if path.suffix == ".py":
+            raise ConfigError(
+                f"{path}: Python; allowed: a YAML file, which takes a problem from there by "
+                f"'problem: {path.name}:ClassName'"
+            )
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
     except OSError as error:

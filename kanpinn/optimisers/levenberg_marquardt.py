@@ -45,8 +45,8 @@ NOTE_MEMORY = (
     "({limit:g}): the iterative solver is used, whose steps are inexact"
 )
 NOTE_RANK = (
-    "the Jacobian has the numerical rank {rank} of {full}: the damping alone decides between "
-    "parameters of the same residuals"
+    "the Jacobian has the numerical rank {rank} of {full}, which is usual: the damping alone "
+    "decides between parameters of the same residuals"
 )
 NOTE_REJECTED = "no step lowered the loss within the trials allowed"
 
