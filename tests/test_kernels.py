@@ -18,7 +18,8 @@ from kanpinn.kernels import LocalFeatures, kernels, kernels_unused
 from kanpinn.kernels.library import cache_folder
 from kanpinn.models import KnotLayerSettings
 from kanpinn.models.features import DenseFeatures
-from kanpinn.models.knot_layers import KnotLayer, PowerReluLayer, SplineLayer, recorded_features
+from kanpinn.models.knot_layer import KnotLayer, recorded_features
+from kanpinn.models.knot_layers import PowerReluLayer, SplineLayer
 from kanpinn.models.layer import Layer
 from kanpinn.splines import Knots
 

@@ -17,16 +17,11 @@ from torch import Tensor
 from kanpinn import api
 from kanpinn.conditions import Dirichlet, Mean, Periodic
 from kanpinn.optimisers import LevenbergMarquardt, LevenbergMarquardtOptions, StepResult, StopReason
-from kanpinn.optimisers.linear_models import (
-    RAISED,
-    DenseModel,
-    DualModel,
-    choose_solver,
-    dense_numbers,
-    dual_numbers,
-    numerical_rank,
-)
+from kanpinn.optimisers.dense_model import RAISED, DenseModel
+from kanpinn.optimisers.dual_model import DualModel
+from kanpinn.optimisers.linear_models import numerical_rank
 from kanpinn.optimisers.lsqr import lsqr
+from kanpinn.optimisers.solver_choice import choose_solver, dense_numbers, dual_numbers
 from kanpinn.training import (
     LevelRecord,
     LevenbergMarquardtPhase,
@@ -98,7 +93,7 @@ def test_the_rank_of_a_large_jacobian_is_not_asked_for(monkeypatch: pytest.Monke
     system, blocks = make(MODELS["kan free"], Small(), n=90)
     objective, theta = objective_of(system, blocks)
     for limit, known in ((len(theta) + 1, True), (len(theta), False)):
-        monkeypatch.setattr("kanpinn.optimisers.linear_models.MOST_RANKED", limit)
+        monkeypatch.setattr("kanpinn.optimisers.dense_model.MOST_RANKED", limit)
         model = DenseModel(objective, theta, objective.residuals(theta), torch.ones_like)
         assert (model.rank() is not None) == known == ("triangle" in vars(model))
 

@@ -26,7 +26,9 @@ from kanpinn.optimisers import (
     Optimiser,
     SelfScaledBroyden,
 )
-from kanpinn.optimisers.linear_models import DenseModel, DualModel, IterativeModel
+from kanpinn.optimisers.dense_model import DenseModel
+from kanpinn.optimisers.dual_model import DualModel
+from kanpinn.optimisers.iterative_model import IterativeModel
 from kanpinn.problem import Problem, build_system
 from kanpinn.residuals import Site
 from kanpinn.training import (

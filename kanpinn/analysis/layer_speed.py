@@ -21,7 +21,7 @@ from torch import Tensor
 from kanpinn.analysis.finding import Finding
 from kanpinn.kernels import compiles, kernels_unused
 from kanpinn.models import KAN
-from kanpinn.models.knot_layers import KnotLayer, KnotLayerSettings
+from kanpinn.models.knot_layer import KnotLayer, KnotLayerSettings
 from kanpinn.models.networks import KnotNetwork, build_knot_network
 from kanpinn.splines import Knots, change_of_basis
 

@@ -18,7 +18,7 @@ from kanpinn.optimisers import (
     SelfScaledBFGSOptions,
     SelfScaledBroydenOptions,
 )
-from kanpinn.optimisers.linear_models import dense_numbers, dual_numbers, iterative_numbers
+from kanpinn.optimisers.solver_choice import dense_numbers, dual_numbers, iterative_numbers
 from kanpinn.residuals import ResidualBlock, System, n_equations, required_jets
 from kanpinn.training import Level, MultilevelRun, RunOptions
 from kanpinn.training.block_data import FEATURE_CACHE_BYTES, rows_at_once

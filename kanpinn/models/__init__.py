@@ -11,7 +11,8 @@ from kanpinn.models.inputs import (
     Periodic,
     Step,
 )
-from kanpinn.models.knot_layers import KnotLayer, KnotLayerSettings, PowerReluLayer, SplineLayer
+from kanpinn.models.knot_layer import KnotLayer, KnotLayerSettings
+from kanpinn.models.knot_layers import PowerReluLayer, SplineLayer
 from kanpinn.models.layer import Layer, Network
 from kanpinn.models.networks import KAN, MLP, DenseLayer, KnotNetwork, MultichannelMLP
 from kanpinn.models.options import (

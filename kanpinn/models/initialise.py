@@ -13,7 +13,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from kanpinn.models.knot_layers import KnotLayer, PowerReluLayer
+from kanpinn.models.knot_layer import KnotLayer
+from kanpinn.models.knot_layers import PowerReluLayer
 from kanpinn.splines import Knots, SplineBasis, spline_to_relu
 
 UNIFORM_VARIANCE = 1.0 / 3.0  # of a uniform variable on [-1, 1]

@@ -18,7 +18,8 @@ from kanpinn.models.initialise import (
     initialise_dense,
     initialise_knot_layer,
 )
-from kanpinn.models.knot_layers import KnotLayer, KnotLayerSettings, PowerReluLayer, SplineLayer
+from kanpinn.models.knot_layer import KnotLayer, KnotLayerSettings
+from kanpinn.models.knot_layers import PowerReluLayer, SplineLayer
 from kanpinn.models.layer import Layer, Network, apply_elementwise
 from kanpinn.splines import Knots
 

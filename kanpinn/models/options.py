@@ -11,7 +11,7 @@ from annotated_types import Ge, Gt, Le
 
 from kanpinn.errors import ConfigError
 from kanpinn.models.inputs import AnyInputMap
-from kanpinn.models.knot_layers import KnotLayerSettings
+from kanpinn.models.knot_layer import KnotLayerSettings
 from kanpinn.models.layer import Network
 from kanpinn.models.networks import KAN, KnotNetwork, MultichannelMLP, build_knot_network, build_mlp
 from kanpinn.splines import Knots

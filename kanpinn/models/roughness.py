@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kanpinn.models.knot_layers import KnotLayer
+from kanpinn.models.knot_layer import KnotLayer
 from kanpinn.splines import extend_padded, pad_breakpoints
 
 

@@ -23,15 +23,11 @@ from kanpinn.optimisers.base import (
     StopReason,
     check_start,
 )
-from kanpinn.optimisers.linear_models import (
-    DenseModel,
-    DualModel,
-    IterativeModel,
-    LinearModel,
-    ScaleOf,
-    SolverChoice,
-    choose_solver,
-)
+from kanpinn.optimisers.dense_model import DenseModel
+from kanpinn.optimisers.dual_model import DualModel
+from kanpinn.optimisers.iterative_model import IterativeModel
+from kanpinn.optimisers.linear_models import LinearModel, ScaleOf
+from kanpinn.optimisers.solver_choice import SolverChoice, choose_solver
 
 LEAST_GAIN = 1e-3  # of the fall of the loss predicted, for a step to be taken
 LARGEST_FALL = 1 / 3  # of the damping, after a step as good as predicted
@@ -118,12 +114,12 @@ class LevenbergMarquardt(Optimiser):
     """Levenberg-Marquardt: damped Gauss-Newton steps for a sum of squares ``|r(theta)|^2``.
 
     One step takes a linear model of the residuals and solves ``min |J d + r|^2 + lambda |D d|^2``
-    (``linear_models`` has the means). Along ``d`` it measures the second derivative of the
-    residuals, ``s = r''(theta)[d, d]``, by differences, and adds half the acceleration
-    ``a = -(J^T J + lambda D^2)^-1 J^T s``: the parabola ``theta + d + a/2`` follows a curved valley
-    where the line ``theta + d`` leaves it. A trial with ``2 |D a| > limit |D d|`` is refused
-    without looking at the loss: the second order is then no correction any more, and such steps
-    are what saturates a network for good.
+    (``dense_model`` and its siblings have the means). Along ``d`` it measures the second
+    derivative of the residuals, ``s = r''(theta)[d, d]``, by differences, and adds half the
+    acceleration ``a = -(J^T J + lambda D^2)^-1 J^T s``: the parabola ``theta + d + a/2`` follows
+    a curved valley where the line ``theta + d`` leaves it. A trial with ``2 |D a| > limit |D d|``
+    is refused without looking at the loss: the second order is then no correction any more, and
+    such steps are what saturates a network for good.
 
     ``D`` is smaller for last layers (``linear_scale``). A step in them alone is exact whatever its
     length, so that what limits steps is the rest: variable projection (Golub and Pereyra) is the

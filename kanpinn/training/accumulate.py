@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from kanpinn.optimisers.linear_models import SLAB
+from kanpinn.optimisers.solver_choice import SLAB
 from kanpinn.training.parallel import ordered_map
 
 S = TypeVar("S")

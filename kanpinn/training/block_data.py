@@ -11,7 +11,7 @@ from torch import Tensor
 from kanpinn.geometry import Points, neighbour_order
 from kanpinn.jets import JetSpec
 from kanpinn.models import Layer, Prepared
-from kanpinn.models.knot_layers import KnotLayer
+from kanpinn.models.knot_layer import KnotLayer
 from kanpinn.residuals import ResidualBlock, System, evaluate_rows, n_equations, required_jets
 from kanpinn.training.accumulate import tree_sum
 from kanpinn.training.memory import Memory, row_numbers

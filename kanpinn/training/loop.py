@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from kanpinn.optimisers import Optimiser, StepResult, StopReason, build_optimiser
-from kanpinn.optimisers.linear_models import dense_numbers
+from kanpinn.optimisers.solver_choice import dense_numbers
 from kanpinn.training.block_data import residual_rows
 from kanpinn.training.context import LevelContext
 from kanpinn.training.control import (

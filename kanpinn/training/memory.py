@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from kanpinn.jets import JetSpec
 from kanpinn.models import KnotLayer, Layer, SplineLayer
-from kanpinn.optimisers.linear_models import dense_numbers
+from kanpinn.optimisers.solver_choice import dense_numbers
 from kanpinn.residuals import System
 
 MIB = 2.0**20
