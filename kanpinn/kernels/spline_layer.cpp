@@ -726,7 +726,7 @@ void backward(const Shape& shape, const Knots<T>& knots, const Arrays<T>& arrays
     if (arrays.weights_adjoint) outputs.finish(arrays.weights_adjoint);
 }
 
-// Which features are not zero at any of the points.
+// Which features have one of the points in their support: all others are zero at all of them.
 template <typename T, int R>
 void mark(const Shape& shape, const Knots<T>& knots, const Arrays<T>& arrays) {
     Pieces<T, R> pieces(shape);
