@@ -60,7 +60,9 @@ def test_lsqr_solves_least_squares_and_stops_as_asked() -> None:
     np.testing.assert_allclose(short.x.numpy(), other[0], rtol=1e-9)
     assert short.iterations == 5
     left = matrix.mT @ (matrix @ short.x - b)
-    assert short.reduction == pytest.approx(float(left.norm() / (matrix.mT @ b).norm()), rel=1e-9)
+    assert float(short.reduction) == pytest.approx(
+        float(left.norm() / (matrix.mT @ b).norm()), rel=1e-9
+    )
     loose = lsqr(lambda v: matrix @ v, lambda u: matrix.mT @ u, b, 100, 0.1)
     assert loose.reduction <= 0.1 and 1 <= loose.iterations < found.iterations
     none = lsqr(lambda v: matrix @ v, lambda u: matrix.mT @ u, torch.zeros_like(b), 9, 1e-9)
@@ -133,13 +135,13 @@ def test_the_dense_solver_squares_only_where_that_is_good_enough(
     objective, theta = Squares(lambda x: matrix @ x + start, keep), torch.zeros(count, dtype=F64)
     scale = torch.linspace(0.5, 2.0, count, dtype=F64)
     model = DenseModel(objective, theta, start, lambda squares: scale)
-    damped = model.damped(damping)
+    least, damped = float(model.least), model.damped(damping)
     step, squared = damped.step(), "triangle" not in vars(model)
     if keep:  # what squaring loses is damped instead
-        assert squared and damped.damping in (damping, *(share * model.least for share in RAISED))
-        assert damped.damping == damping or damping < model.least
+        assert squared and damped.damping in (damping, *(share * least for share in RAISED))
+        assert damped.damping == damping or damping < least
     else:
-        assert squared == (damping >= model.least) and damped.damping == damping
+        assert squared == (damping >= least) and damped.damping == damping
     rows = torch.cat([matrix, np.sqrt(damped.damping) * torch.diag(scale)])
     right_side = -torch.cat([start, torch.zeros(count, dtype=F64)])
     expected = torch.from_numpy(scipy.linalg.lstsq(rows.numpy(), right_side.numpy())[0])

@@ -65,7 +65,7 @@ def group_factors(theta: Tensor, layout: ParameterLayout, factors: Mapping[str, 
     for name, where in layout.slices().items():
         matching = [prefix for prefix in factors if name.startswith(prefix)]
         if matching:
-            result[where] = factors[max(matching, key=len)]
+            result[where].fill_(factors[max(matching, key=len)])
     return result
 
 

@@ -21,7 +21,8 @@ from kanpinn.errors import ConfigError
 State: TypeAlias = dict[str, Tensor]
 """Everything an optimiser needs to continue bit for bit, as a flat dictionary of tensors.
 
-Every tensor lives on the device of ``theta``; counters are int64 and have no dimensions.
+Tensors that steps compute with live on the device of ``theta``; numbers without dimensions that
+the host alone decides by may be on the CPU. Counters are int64 and have no dimensions.
 """
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -17,7 +18,8 @@ from kanpinn.optimisers.linear_models import (
     ScaleOf,
     numerical_rank,
 )
-from kanpinn.optimisers.operations import Meter, cholesky, product, substitution
+from kanpinn.optimisers.numbers import Number
+from kanpinn.optimisers.operations import cholesky, product, substitution
 from kanpinn.optimisers.solver_choice import MIB
 
 REFINEMENTS = 2  # of a step that squares gave
@@ -51,13 +53,14 @@ class DenseModel(LinearModel):
         memory_mib: float = 0.0,
     ) -> None:
         self.objective, self.theta, self.residuals = objective, theta, residuals
-        self.meter = Meter()
+        super().__init__()
         self.squared = objective.squares(theta, memory_mib * MIB)
         self.upper = self.squared.upper
         sizes = self.upper.diagonal()  # (n + 1,)
         self.loss = sizes[-1]
         self.gradient = 2 * self.upper[:-1, -1]
         self.scale = scale_of(sizes[:-1])
+        self._prepared: _SquaredDamped | None = None
 
     @cached_property
     def triangle(self) -> Tensor:
@@ -65,38 +68,50 @@ class DenseModel(LinearModel):
         return self.objective.triangle(self.theta)
 
     @cached_property
-    def least(self) -> float:
+    def least(self) -> Number:
         """The damping above which a step from ``G`` alone is accepted."""
         half = self.upper[:-1, :-1]
         once, twice = half.diagonal().square().sum(), torch.linalg.matrix_norm(half).square()
         norm = (2 * twice - once).sqrt()  # of both halves
-        size = float(norm / self.scale.min().square())
-        return SQUARED_FLOOR * torch.finfo(half.dtype).eps * size
+        floor = SQUARED_FLOOR * torch.finfo(half.dtype).eps
+        return self.numbers.later(floor * norm / self.scale.min().square())
+
+    def prepare(self, damping: float) -> None:
+        """See the base class."""
+        if self.squared.evaluations:
+            _ = self.least  # is then read with the rest
+        self._prepared = self._squared_damped(damping)
 
     def damped(self, damping: float) -> DampedModel:
         """See the base class; what squaring loses may take a somewhat larger damping."""
-        if self.squared.evaluations:  # no products to refine by
-            found = self._squared_damped(damping) if damping >= self.least else None
-        else:
-            larger = [share * self.least for share in RAISED if share * self.least > damping]
-            tried = (self._squared_damped(each) for each in (damping, *larger))
-            found = next((each for each in tried if each and each.change <= LAST_REFINEMENT), None)
-        if found is not None:
-            return found
+        prepared, self._prepared = self._prepared, None
+        for each in self._dampings(damping):
+            found = prepared if prepared and prepared.damping == each else None
+            found = found or self._squared_damped(each)
+            if found.holds:
+                return found
         system = DampedSystem.of(self.triangle, damping, self.scale, self.meter)
         return _DenseDamped(damping, self.squared, system)
 
-    def _squared_damped(self, damping: float) -> _SquaredDamped | None:
-        """By the Cholesky factor, where there is one."""
+    def _dampings(self, damping: float) -> Iterator[float]:
+        """Those to try the Cholesky factor with, in turn."""
+        if self.squared.evaluations:  # no products to refine by
+            if damping >= float(self.least):
+                yield damping
+            return
+        yield damping
+        larger = (share * float(self.least) for share in RAISED)
+        yield from (each for each in larger if each > damping)
+
+    def _squared_damped(self, damping: float) -> _SquaredDamped:
+        """By the Cholesky factor, whether there is one or not."""
         added = damping * self.scale.square()
         self.meter.add(cholesky(len(added)))
         damped = self.upper[:-1, :-1].clone()
         damped.diagonal().add_(added)
         # Reads what lies below the diagonal: the transpose of what there is.
         factor, failed = torch.linalg.cholesky_ex(damped.mT)
-        if int(failed):
-            return None
-        return _SquaredDamped(damping, self.squared, factor, added, self.residuals, self.meter)
+        return _SquaredDamped(damping, self, factor, self.numbers.later(failed), added)
 
     def remaining(self, step: Tensor) -> Tensor:
         """See the base class."""
@@ -124,25 +139,26 @@ class _SquaredDamped(DampedModel):
     """From the Cholesky factor of ``J^T J + lambda D^2`` ``(n, n)``, refined.
 
     Attributes:
+        failed: other than 0 where there is no such factor, and nothing else means anything.
         change: size of the step's last refinement, relative to the step; 0 without any.
     """
 
     def __init__(
-        self,
-        damping: float,
-        squared: SquaredJacobian,
-        factor: Tensor,
-        added: Tensor,
-        residuals: Tensor,
-        meter: Meter,
+        self, damping: float, model: DenseModel, factor: Tensor, failed: Number, added: Tensor
     ) -> None:
-        self.damping, self.meter = damping, meter
-        self.squared, self.factor, self.added = squared, factor, added
-        self._step, self.change = self._solved(residuals, squared.upper[:-1, -1])
+        self.damping, self.meter, self.squared = damping, model.meter, model.squared
+        self.factor, self.failed, self.added = factor, failed, added
+        self._step, change = self._solved(model.residuals, self.squared.upper[:-1, -1])
+        self.change = model.numbers.later(change)
 
     @property
     def evaluations(self) -> int:
         return self.squared.evaluations
+
+    @property
+    def holds(self) -> bool:
+        """Whether the step is as good as one by the triangle."""
+        return not float(self.failed) and float(self.change) <= LAST_REFINEMENT
 
     def step(self) -> Tensor:
         return self._step
@@ -150,15 +166,15 @@ class _SquaredDamped(DampedModel):
     def correction(self, second: Tensor) -> Tensor:
         return self._solved(second, self.squared.transposed(second))[0]
 
-    def _solved(self, u: Tensor, gradient: Tensor) -> tuple[Tensor, float]:
+    def _solved(self, u: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
         """``argmin |J d + u|^2 + lambda |D d|^2``, with ``J^T u``; how much it changed at last."""
-        d, change = -self._inverse(gradient), 0.0
+        d, change = -self._inverse(gradient), gradient.new_zeros(())
         for _ in range(REFINEMENTS):
             defect = self.squared.normal(d, u)
             if defect is None:
                 break
-            refinement = self._inverse(defect + self.added * d)
-            change = float(refinement.norm() / d.norm()) if bool(d.any()) else 0.0
+            refinement, size = self._inverse(defect + self.added * d), d.norm()
+            change = torch.where(size > 0, refinement.norm() / size, 0.0)
             d = d - refinement
         return d, change
 

@@ -16,7 +16,7 @@ from kanpinn.optimisers.linear_models import (
     ScaleOf,
     numerical_rank,
 )
-from kanpinn.optimisers.operations import Meter, orthogonal, product, triangle
+from kanpinn.optimisers.operations import orthogonal, product, triangle
 
 
 class DualModel(LinearModel):
@@ -34,7 +34,7 @@ class DualModel(LinearModel):
         self, objective: LeastSquaresObjective, theta: Tensor, residuals: Tensor, scale_of: ScaleOf
     ) -> None:
         jacobian = torch.cat([piece[:, :-1] for piece in objective.jacobian_rows(theta)])
-        self.meter = Meter()
+        super().__init__()
         self.meter.add(product(*jacobian.shape))
         self.meter.add(triangle(*jacobian.shape) + orthogonal(*jacobian.shape))
         self.residuals, self.loss = residuals, residuals.square().sum()

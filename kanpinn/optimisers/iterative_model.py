@@ -47,7 +47,7 @@ class IterativeModel(LinearModel):
         tolerance: float,
         memory_mib: float,
     ) -> None:
-        self.meter = Meter()
+        super().__init__()
         self.linear = objective.linearise(theta, memory_mib * MIB)
         self.residuals, self.loss = residuals, residuals.square().sum()
         self.gradient = 2 * self.linear.transposed(residuals)

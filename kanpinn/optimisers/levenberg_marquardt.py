@@ -27,6 +27,7 @@ from kanpinn.optimisers.dense_model import DenseModel
 from kanpinn.optimisers.dual_model import DualModel
 from kanpinn.optimisers.iterative_model import IterativeModel
 from kanpinn.optimisers.linear_models import LinearModel, ScaleOf
+from kanpinn.optimisers.numbers import read
 from kanpinn.optimisers.solver_choice import SolverChoice, choose_solver
 
 LEAST_GAIN = 1e-3  # of the fall of the loss predicted, for a step to be taken
@@ -99,10 +100,20 @@ class LevenbergMarquardtOptions:
 
 @dataclass(frozen=True)
 class _Trial:
-    """A damping that was taken: where it leads, the loss there, predicted fall, what it cost."""
+    """A damping that was taken: where it leads, and what it cost.
+
+    Attributes:
+        theta: there.
+        damping: that was taken.
+        there: the loss, 0-d.
+        loss: its value, infinite for a trial that is refused.
+        predicted: fall of the loss.
+        evaluations: of the objective.
+    """
 
     theta: Tensor
     damping: float
+    there: Tensor
     loss: float
     predicted: float
     evaluations: int
@@ -145,12 +156,12 @@ class LevenbergMarquardt(Optimiser):
     def init(self, theta: Tensor, layout: ParameterLayout, total_steps: int | None = None) -> State:
         """See ``Optimiser.init``; ``total_steps`` is not used. Nothing is evaluated here."""
         check_start("lm", theta, layout)
-        return _state(theta, damping=0.0, reference=math.inf, stalled=0, iteration=0)
+        return _state(damping=0.0, reference=math.inf, stalled=0, iteration=0)
 
     def refresh(self, theta: Tensor, state: Mapping[str, Tensor], layout: ParameterLayout) -> State:
         """See ``Optimiser.refresh``: only the damping is kept, as a start."""
         damping, iteration = float(state["damping"]), int(state["iteration"])
-        return _state(theta, damping, reference=math.inf, stalled=0, iteration=iteration)
+        return _state(damping, reference=math.inf, stalled=0, iteration=iteration)
 
     def step(
         self,
@@ -169,30 +180,30 @@ class LevenbergMarquardt(Optimiser):
         theta, options = theta.detach(), self.options
         residuals = objective.residuals(theta)
         here = residuals.square().sum()
-        loss = float(here)
-        if not math.isfinite(loss):
-            return _stopped(theta, state, here, StopReason.NON_FINITE)
         choice = self.choose(len(residuals), len(theta), theta.element_size())
         model = self._model(choice, theta, residuals, objective, layout)
-        norm = float(model.gradient.norm())
-        if not math.isfinite(norm):
+        gradient_norm = model.gradient.norm()
+        loss, norm = (model.numbers.later(value) for value in (here, gradient_norm))
+        # Without a step before it, the loss is read here; later with what is begun first.
+        damping = float(state["damping"]) or options.damping * float(loss)
+        model.prepare(damping)
+        if not math.isfinite(float(loss)) or not math.isfinite(float(norm)):
             return _stopped(theta, state, here, StopReason.NON_FINITE, 2, model=model)
-        if norm <= options.gradient_tolerance:
+        if float(norm) <= options.gradient_tolerance:
             return _stopped(theta, state, here, StopReason.GRADIENT_TOLERANCE, 2, model=model)
         first = not int(state["iteration"])
         told = _told(choice, options, model, len(residuals), len(theta)) if first else {}
         notes, conditions = tuple(told.values()), tuple(told)
-        damping = float(state["damping"]) or options.damping * loss
         growth, evaluations = 2.0, 2
         for _ in range(options.max_trials):
             trial = self._try(theta, model, residuals, damping, objective)
             damping, evaluations = trial.damping, evaluations + trial.evaluations
-            gain = (loss - trial.loss) / trial.predicted if trial.predicted > 0 else -1.0
+            fall = float(loss) - trial.loss
+            gain = fall / trial.predicted if trial.predicted > 0 else -1.0
             if gain > LEAST_GAIN:  # false for a loss that is not finite
                 damping *= max(LARGEST_FALL, 1 - (2 * gain - 1) ** 3)
-                new, stop = self._progress(theta, state, damping, trial.loss)
-                there, norm_here = here.new_tensor([trial.loss, norm])
-                spent, ends = model.meter.operations, (there, norm_here)
+                new, stop = self._progress(state, damping, trial.loss)
+                spent, ends = model.meter.operations, (trial.there, gradient_norm)
                 return StepResult(
                     trial.theta, new, *ends, evaluations, stop, notes, conditions, spent
                 )
@@ -232,23 +243,22 @@ class LevenbergMarquardt(Optimiser):
         damping: float,
         objective: LeastSquaresObjective,
     ) -> _Trial:
-        """Solve with one damping and evaluate where it leads, unless the curvature forbids it."""
+        """Solve with one damping and evaluate where it leads; refused if that is mostly curved."""
         system = model.damped(damping)
         step = system.step()
-        move, evaluations = step, 1
+        move, ratio, evaluations = step, step.new_zeros(()), 1
         if self.options.geodesic:
             second, taken = self._second_derivative(theta, step, residuals, model, objective)
             acceleration = system.correction(second)
             ratio = 2 * (model.scale * acceleration).norm() / (model.scale * step).norm()
             evaluations += taken + system.evaluations
-            if not float(ratio) <= self.options.acceleration_limit:
-                return _Trial(theta, system.damping, math.inf, 0.0, evaluations - 1)
             move = step + 0.5 * acceleration
-        there = theta + move
-        fall = model.loss - model.remaining(step)
-        loss, predicted = torch.stack([objective.loss(there), fall]).tolist()
-        loss = loss if math.isfinite(loss) else math.inf
-        return _Trial(there, system.damping, loss, predicted, evaluations)
+        place = theta + move
+        there = objective.loss(place)
+        curved, loss, predicted = read([ratio, there, model.loss - model.remaining(step)])
+        taken = curved <= self.options.acceleration_limit and math.isfinite(loss)
+        loss = loss if taken else math.inf
+        return _Trial(place, system.damping, there, loss, predicted, evaluations)
 
     def _second_derivative(
         self,
@@ -277,14 +287,14 @@ class LevenbergMarquardt(Optimiser):
             scale = torch.ones_like(column_squares)
         else:
             norms = column_squares.sqrt()
-            scale = norms.clamp(min=COLUMN_FLOOR * float(norms.max()))
+            scale = torch.maximum(norms, COLUMN_FLOOR * norms.max())
         for name, where in layout.slices().items():
             if name in layout.linear:
                 scale[where] *= self.options.linear_scale
         return scale
 
     def _progress(
-        self, theta: Tensor, state: Mapping[str, Tensor], damping: float, loss: float
+        self, state: Mapping[str, Tensor], damping: float, loss: float
     ) -> tuple[State, StopReason | None]:
         """The state after an accepted step, and whether it should be the last."""
         reference, stalled = float(state["reference_loss"]), int(state["stalled"])
@@ -292,7 +302,7 @@ class LevenbergMarquardt(Optimiser):
             reference, stalled = loss, 0
         else:
             stalled += 1
-        new = _state(theta, damping, reference, stalled, int(state["iteration"]) + 1)
+        new = _state(damping, reference, stalled, int(state["iteration"]) + 1)
         return new, StopReason.NO_PROGRESS if stalled >= self.options.patience else None
 
 
@@ -319,18 +329,12 @@ def _told(
     return told
 
 
-def _state(like: Tensor, damping: float, reference: float, stalled: int, iteration: int) -> State:
-    def number(value: float) -> Tensor:
-        return torch.tensor(value, dtype=torch.float64, device=like.device)
-
-    def counter(value: int) -> Tensor:
-        return torch.tensor(value, dtype=torch.int64, device=like.device)
-
+def _state(damping: float, reference: float, stalled: int, iteration: int) -> State:
     return {
-        "damping": number(damping),
-        "reference_loss": number(reference),
-        "stalled": counter(stalled),
-        "iteration": counter(iteration),
+        "damping": torch.tensor(damping, dtype=torch.float64),
+        "reference_loss": torch.tensor(reference, dtype=torch.float64),
+        "stalled": torch.tensor(stalled),
+        "iteration": torch.tensor(iteration),
     }
 
 

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kanpinn.optimisers.numbers import Numbers
 from kanpinn.optimisers.operations import Meter, substitution, triangle
 from kanpinn.optimisers.solver_choice import Solver
 
@@ -94,13 +95,19 @@ class LinearModel(ABC):
         gradient: of the loss, ``2 J^T r`` ``(n,)``.
         scale: the diagonal ``D`` ``(n,)``.
         meter: of the model's own algebra, beside what the objective was asked for.
+        numbers: what is read together.
     """
 
     solver: ClassVar[Solver]
     loss: Tensor
     gradient: Tensor
     scale: Tensor
-    meter: Meter
+
+    def __init__(self) -> None:
+        self.meter, self.numbers = Meter(), Numbers()
+
+    def prepare(self, damping: float) -> None:  # noqa: B027 - most models read nothing there
+        """Begin what :meth:`damped` will want to read, so that it is read with other numbers."""
 
     @abstractmethod
     def damped(self, damping: float) -> DampedModel:

@@ -29,6 +29,7 @@ from kanpinn.optimisers.line_search import (
     WolfeConditions,
     wolfe_search,
 )
+from kanpinn.optimisers.numbers import read
 from kanpinn.optimisers.operations import Meter
 from kanpinn.optimisers.quasi_newton_memory import Curvature, Memory, Notes, Pair
 
@@ -99,7 +100,7 @@ class _Line:
         loss, gradient = (value.detach() for value in self.objective.loss_and_gradient(where))
         # either slope is finite only if the gradient is: 0 * nan is nan
         slope = gradient @ (gradient if direction is None else direction)
-        value, slope_value = torch.stack((loss, slope)).tolist()  # one wait for the device
+        value, slope_value = read((loss, slope))  # one wait for the device
         return Trial(step, value, slope_value, where, loss, gradient)
 
 
@@ -225,9 +226,7 @@ class QuasiNewton(Optimiser):
         if memory.curvature.count:
             line.meter.add(memory.curvature.direction_operations)
             direction = memory.curvature.direction(start.gradient)
-            slope, square = torch.stack(
-                (start.gradient @ direction, direction @ direction)
-            ).tolist()
+            slope, square = read((start.gradient @ direction, direction @ direction))
             roundoff = torch.finfo(direction.dtype).eps * math.sqrt(start.slope)
             if slope < -roundoff * math.sqrt(square):  # false for a slope that is not finite
                 found = self._along(direction, slope, self.options.learning_rate, memory, line)
@@ -274,9 +273,7 @@ class QuasiNewton(Optimiser):
         """Store the new point and, if it has curvature above round-off, the pair it gives."""
         s = trial.theta - start.theta  # (n,), the step as rounded, which y belongs to
         y = trial.gradient - start.gradient  # (n,)
-        sy, ss, yy, square = torch.stack(
-            (s @ y, s @ s, y @ y, trial.gradient @ trial.gradient)
-        ).tolist()
+        sy, ss, yy, square = read((s @ y, s @ s, y @ y, trial.gradient @ trial.gradient))
         memory = memory.at(replace(trial, step=0.0, slope=square)).measured(
             math.sqrt(square), self.options.change_tolerance, GRADIENT_PROGRESS
         )

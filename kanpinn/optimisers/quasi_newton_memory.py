@@ -13,6 +13,7 @@ from torch import Tensor
 
 from kanpinn.optimisers.base import State
 from kanpinn.optimisers.line_search import Trial
+from kanpinn.optimisers.numbers import read
 
 Notes: TypeAlias = tuple[str, ...]
 
@@ -102,17 +103,12 @@ class Memory:
 
     @staticmethod
     def read(state: Mapping[str, Tensor], curvature: ReadCurvature) -> Memory:
-        """From the flat state, waiting for the device twice."""
-        pairs, evaluated, stalled, restarts, iteration = torch.stack(
-            [state[name] for name in _COUNTERS]
-        ).tolist()
-        loss, gradient = state["loss"], state["gradient"]
+        """From the flat state, waiting for the device once."""
+        pairs, evaluated, stalled, restarts, iteration = (int(state[n]) for n in _COUNTERS)
         names = ("scale", "best_loss", "reference_loss", "reference_norm")
-        numbers = [loss, gradient @ gradient] + [state[name] for name in names]
-        # every number is exact in float64, whatever the type of theta
-        value, square, scale, best_loss, reference_loss, reference_norm = torch.stack(
-            [number.to(torch.float64) for number in numbers]
-        ).tolist()
+        scale, best_loss, reference_loss, reference_norm = (float(state[n]) for n in names)
+        loss, gradient = state["loss"], state["gradient"]
+        value, square = read([loss, gradient @ gradient])
         point = Trial(0.0, value, square, state["theta"], loss, gradient)
         return Memory(
             curvature=curvature(state, pairs),
@@ -132,10 +128,10 @@ class Memory:
         like, point = self.best_theta, self.point
 
         def counter(value: int) -> Tensor:
-            return torch.tensor(value, dtype=torch.int64, device=like.device)
+            return torch.tensor(value, dtype=torch.int64)
 
         def number(value: float) -> Tensor:
-            return torch.tensor(value, dtype=torch.float64, device=like.device)
+            return torch.tensor(value, dtype=torch.float64)
 
         return {
             "theta": like if point is None else point.theta,

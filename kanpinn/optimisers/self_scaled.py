@@ -30,6 +30,7 @@ from torch import Tensor
 
 from kanpinn.errors import ConfigError
 from kanpinn.optimisers.base import State
+from kanpinn.optimisers.numbers import read
 from kanpinn.optimisers.operations import product
 from kanpinn.optimisers.quasi_newton import QuasiNewton, QuasiNewtonOptions
 from kanpinn.optimisers.quasi_newton_memory import Curvature, Notes, Pair
@@ -104,11 +105,10 @@ def updated(matrix: Tensor, s: Tensor, y: Tensor, hy: Tensor, scaling: Scaling) 
     tau, phi = scaling
     sy, yhy = s @ y, y @ hy
     v = s / sy - hy / yhy
-    columns = torch.stack(
-        (s / sy.sqrt(), hy / (tau * yhy).sqrt(), v * (abs(phi) / tau * yhy).sqrt()), 1
-    )  # (n, 3)
-    signs = columns.new_tensor([1.0, -1.0, math.copysign(1.0, phi)])
-    return torch.addmm(matrix, columns, (columns * signs).T, beta=1 / tau)
+    parts = (s / sy.sqrt(), hy / (tau * yhy).sqrt(), v * (abs(phi) / tau * yhy).sqrt())
+    signs = (1.0, -1.0, math.copysign(1.0, phi))
+    signed = torch.stack([sign * part for sign, part in zip(signs, parts, strict=True)])  # (3, n)
+    return torch.addmm(matrix, torch.stack(parts, 1), signed, beta=1 / tau)
 
 
 @final
@@ -145,7 +145,7 @@ class InverseHessian(Curvature):
         if not self.count:
             return self._first(s, y), ()
         hy = self.matrix @ y  # (n,)
-        sy, yhy, sg = torch.stack((s @ y, y @ hy, s @ pair.gradient)).tolist()
+        sy, yhy, sg = read((s @ y, y @ hy, s @ pair.gradient))
         b, h = -pair.step * sg / sy, yhy / sy
         if not (b > 0 and h > 0):  # false for values that are not finite, too
             return self._first(s, y), (NOTE_INDEFINITE,)
