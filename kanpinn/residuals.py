@@ -302,7 +302,7 @@ class System(nn.Module):
         columns = torch.cat([part(own) for part in self.parts.values()], -1).to(x.dtype)
         if fields is None:
             return columns
-        return columns[:, [self.field_names.index(name) for name in fields]]
+        return torch.stack([columns[:, self.field_names.index(name)] for name in fields], -1)
 
     @property
     def n_parameters(self) -> int:

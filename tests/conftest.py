@@ -8,6 +8,7 @@ from contextlib import suppress
 
 import pytest
 import torch
+from elsewhere import ELSEWHERE
 
 import kanpinn
 from kanpinn.api.study_runner import Job
@@ -19,9 +20,11 @@ torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.fixture(params=["cpu", "elsewhere", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request: pytest.FixtureRequest) -> torch.device:
-    """Every device this machine has; a test with this fixture runs once on each."""
+    """Every device this machine has, and the one of tests/elsewhere.py; a test runs on each."""
+    if request.param == "elsewhere":
+        return ELSEWHERE
     if request.param == "cuda" and not torch.cuda.is_available():
         pytest.skip("no CUDA device on this machine")
     return torch.device(request.param)

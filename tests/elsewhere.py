@@ -73,6 +73,14 @@ class _There(torch.Tensor):
     ) -> Any:
         return _run(func, args, dict(kwargs or {}))
 
+    # With these, modules swap their parameters as a whole where they change type or device.
+    def __tensor_flatten__(self) -> tuple[list[str], None]:
+        return ["here"], None
+
+    @staticmethod
+    def __tensor_unflatten__(parts: Mapping[str, Tensor], *_: Any) -> _There:
+        return _There(parts["here"])
+
     def __repr__(self) -> str:  # type: ignore[override]
         return f"elsewhere: {self.here!r}"
 

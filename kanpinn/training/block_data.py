@@ -14,7 +14,7 @@ from kanpinn.models import Layer, Prepared
 from kanpinn.models.knot_layer import KnotLayer
 from kanpinn.residuals import ResidualBlock, System, evaluate_rows, n_equations, required_jets
 from kanpinn.training.accumulate import tree_sum
-from kanpinn.training.memory import Memory, row_numbers
+from kanpinn.training.memory import Memory, power_of_two, row_numbers, rows_on_gpu
 from kanpinn.training.work import Evaluation, point_operations
 
 CHUNK_BYTES = 2**21  # of the widest layer's non-zero features: these then stay in a core's cache
@@ -137,6 +137,9 @@ def rows_at_once(
 ) -> int:
     """Rows of a block that are evaluated at once.
 
+    On a CPU a rule of caches, see :func:`chunk_rows`; on a GPU one of memory, see
+    :func:`~kanpinn.training.memory.rows_on_gpu`.
+
     Args:
         system: the networks.
         block: the block.
@@ -146,12 +149,12 @@ def rows_at_once(
         memory: bounds them.
         makes_features: see :func:`~kanpinn.training.memory.point_numbers`.
     """
-    n_sites, itemsize = block.region.n_sites, next(system.parameters()).element_size()
-    rows = chunk or chunk_rows(system, specs, n_sites)
-    if memory.bound_mib is None:
-        return rows
+    n_sites, like = block.region.n_sites, next(system.parameters())
     numbers = row_numbers(system, specs, n_sites, n_equations, makes_features, memory.jacobian)
-    return memory.rows(rows, itemsize * numbers)
+    row = like.element_size() * numbers
+    on_cpu = like.device.type == "cpu"
+    rows = chunk_rows(system, specs, n_sites) if on_cpu else rows_on_gpu(row)
+    return memory.rows(chunk or rows, row)
 
 
 def chunk_rows(system: System, specs: Mapping[str, JetSpec], n_sites: int) -> int:
@@ -168,7 +171,7 @@ def chunk_rows(system: System, specs: Mapping[str, JetSpec], n_sites: int) -> in
             widest = max(widest, spec.n_components * local * n_sites)
             most = max(most, layer.n_features // layer.in_width)
     rows = max(CHUNK_BYTES // (8 * widest), POINTS_PER_FUNCTION * most)
-    return 1 << max(6, min(12, rows.bit_length() - 1))
+    return power_of_two(rows, 4096)
 
 
 def neighbours(block: ResidualBlock, points: Sequence[Points]) -> tuple[Points, ...]:

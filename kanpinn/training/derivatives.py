@@ -11,14 +11,13 @@ from torch import Tensor
 from kanpinn.jets import Jet, JetSpec
 from kanpinn.residuals import System
 from kanpinn.training.block_data import UNBOUNDED, chunk_rows
-from kanpinn.training.memory import EVALUATION, Memory, point_numbers
+from kanpinn.training.memory import EVALUATION, Memory, point_numbers, rows_on_gpu
 
 Side = Literal[-1, 1]
 
-# Points at once: on a CPU the features should stay in a core's cache (measured: 1024 is within 10%
-# of the best for most networks), a GPU wants more of them.
+# Points at once on a CPU: features should stay in a core's cache (measured: 1024 is within 10% of
+# the best for most networks).
 LARGEST_CHUNK = 1024
-GPU_FACTOR = 16
 
 
 def jet_slices(
@@ -27,11 +26,11 @@ def jet_slices(
     """The rows of ``n`` points in pieces whose jets are evaluated at once."""
     like = next(system.parameters())
     jets, specs = like.new_empty(0), dict.fromkeys(system.parts, spec)
-    size = chunk_rows(system, specs, 1)
-    size = min(size, LARGEST_CHUNK) if like.device.type == "cpu" else size * GPU_FACTOR
-    if memory.bound_mib is not None:
-        numbers = point_numbers(system, specs, lambda layer: layer.needs_features(jets))
-        size = memory.rows(size, numbers * like.element_size(), EVALUATION)
+    numbers = point_numbers(system, specs, lambda layer: layer.needs_features(jets))
+    point = numbers * like.element_size()
+    on_cpu = like.device.type == "cpu"
+    size = min(chunk_rows(system, specs, 1), LARGEST_CHUNK) if on_cpu else rows_on_gpu(point)
+    size = memory.rows(size, point, EVALUATION)
     for start in range(0, n, size):
         yield slice(start, min(start + size, n))
 

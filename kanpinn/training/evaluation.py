@@ -17,7 +17,7 @@ from kanpinn.problem import Problem
 from kanpinn.residuals import ResidualBlock, System, failure
 from kanpinn.sampling import SamplingOptions, held_out, sample, seen, stream
 from kanpinn.training.block_data import UNBOUNDED, BlockData, mean_loss, mean_square
-from kanpinn.training.memory import EVALUATION, Memory
+from kanpinn.training.memory import EVALUATION, Memory, power_of_two, rows_on_gpu
 
 EVALUATION_CHUNK = 8192  # points at once, or fewer where what a layer makes of them fills more than
 EVALUATION_BYTES = 2**24
@@ -286,10 +286,13 @@ def predict(
 
 
 def evaluation_rows(system: System, memory: Memory = UNBOUNDED) -> int:
-    """Points at once: a power of two, a function of the model and the bound alone."""
+    """Points at once: a power of two, a function of model, bound and kind of device alone."""
     point = 8 * evaluation_numbers(system)
-    rows = EVALUATION_BYTES // point
-    return memory.rows(min(EVALUATION_CHUNK, 1 << max(6, rows.bit_length() - 1)), point, EVALUATION)
+    on_cpu = next(system.parameters()).device.type == "cpu"
+    rows = (
+        power_of_two(EVALUATION_BYTES / point, EVALUATION_CHUNK) if on_cpu else rows_on_gpu(point)
+    )
+    return memory.rows(rows, point, EVALUATION)
 
 
 def evaluation_numbers(system: System) -> int:

@@ -16,6 +16,8 @@ SYSTEMS = 1 / 2  # the linear systems of least squares
 CHUNK = 1 / 16  # the rows evaluated at once by one worker
 EVALUATION = 1 / 16  # the points that errors are measured at, at once
 FEATURES = 1 / 8  # kept features of all points
+GPU_BYTES = 2.0**30  # of all that is in flight for rows at once, on a GPU
+GPU_ROWS = 2**20  # at most
 MOST_WORKERS = 4  # chunks in flight
 LEAST_ROWS = 8  # of a chunk
 JACOBIAN_COPIES = 3  # of its rows: pieces, the whole, weighed
@@ -88,6 +90,16 @@ class Memory:
         if not (self.jacobian and fits(1)):
             return most
         return max(count for count in range(1, most + 1) if fits(count))
+
+
+def power_of_two(rows: float, most: int) -> int:
+    """The power of two at or below a number of rows, between 64 and ``most``, which is one."""
+    return 1 << max(6, min(most.bit_length() - 1, int(rows).bit_length() - 1))
+
+
+def rows_on_gpu(row: float) -> int:
+    """Rows at once on a GPU, of so many bytes each: it is kept busy by many, which fill 1 GiB."""
+    return power_of_two(GPU_BYTES / row, GPU_ROWS)
 
 
 def point_numbers(

@@ -205,14 +205,14 @@ class SystemObjective:
             yield torch.arange(total + 1, device=rows.device), rows
             return
         rows, scale, jacobian = self._linearised(piece)
-        if rows.is_cuda:
+        if rows.device.type != "cpu":
             every = torch.arange(total + 1, device=rows.device)
             yield every, _weighed(jacobian.dense(rows), rows, scale)
             return
         for start in range(0, len(rows), BLOCK_ROWS):
             some = slice(start, start + BLOCK_ROWS)
             index, columns = jacobian.gathered(some, rows)
-            last = index.new_tensor([total])
+            last = index.new_full((1,), total)
             yield torch.cat([index, last]), _weighed(columns, rows[some], scale[some])
 
     def _linearised(self, piece: tuple[BlockData, Chunk]) -> tuple[Tensor, Tensor, ChunkJacobian]:

@@ -89,13 +89,18 @@ class Weighting:
         Returns:
             Whether the objective has changed, and what there is to tell.
         """
+        causal, balance = self.causal, self.balance
+        slices_due = causal is not None and step % causal.options.every == 0
+        balance_due = balance is not None and step % balance.options.every == 0
+        if not (slices_due or balance_due):  # the usual step: nothing to compare on the device
+            return False, []
         before = self.factors()
         notes = []
-        if self.causal is not None and step % self.causal.options.every == 0:
-            notes += self.causal.update()
-        if self.balance is not None and step % self.balance.options.every == 0:
+        if causal is not None and slices_due:
+            notes += causal.update()
+        if balance is not None and balance_due:
             factors = self._causal_factors()
-            notes += self.balance.update(pack, self.weights.attention, factors)
+            notes += balance.update(pack, self.weights.attention, factors)
         after = self.factors()
         same = before.keys() == after.keys()
         return not (same and all(torch.equal(after[k], before[k]) for k in after)), notes
