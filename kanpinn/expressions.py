@@ -152,7 +152,7 @@ def _where(mask: Any, first: Any, second: Any, like: Any) -> Any:
         return np.where(mask, first, second)
     if isinstance(first, float) and isinstance(second, float):
         # Coordinates are finite, so 0 * x is an exact zero of the same kind, derivatives included.
-        first = like.new_tensor(first) if isinstance(like, torch.Tensor) else like * 0.0 + first
+        first = like.new_full((), first) if isinstance(like, torch.Tensor) else like * 0.0 + first
     return torch.where(mask, first, second)
 
 
@@ -167,7 +167,7 @@ def _extreme(name: str, first: Any, second: Any, like: Any) -> Any:
         return np.minimum(first, second) if name == "minimum" else np.maximum(first, second)
     if all(isinstance(v, torch.Tensor | float) for v in pair):
         tensor = first if isinstance(first, torch.Tensor) else second
-        first, second = (tensor.new_tensor(v) if isinstance(v, float) else v for v in pair)
+        first, second = (tensor.new_full((), v) if isinstance(v, float) else v for v in pair)
         return torch.minimum(first, second) if name == "minimum" else torch.maximum(first, second)
     compare = operator.le if name == "minimum" else operator.ge
     return _where(_compare(compare, first, second), first, second, like)

@@ -17,8 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import return_and_correct_aliasing
-from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 import kanpinn
@@ -87,7 +86,7 @@ class _There(torch.Tensor):
 
 def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """An operator, by the CPU's tensors behind its arguments."""
-    tensors = [t for t in tree_flatten((args, kwargs))[0] if isinstance(t, Tensor)]
+    tensors = list(_tensors((args, kwargs)))
     there = [t for t in tensors if isinstance(t, _There)]
     device = kwargs.get("device")
     if device is not None:
@@ -99,22 +98,22 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         raise Mixed(f"{func} was given tensors of two devices, {_place()}")
     if there and (func in READS or _picks_by_mask(func, args)):
         _tell(func)
-    found = func(*tree_map(_here, args), **tree_map(_here, kwargs))
+    found = func(*_mapped(_here, args), **_mapped(_here, kwargs))
     if not there and (device is None or device.type == "cpu"):
         return found
-    return return_and_correct_aliasing(func, args, kwargs, tree_map(_there, found))
+    return return_and_correct_aliasing(func, args, kwargs, _mapped(_there, found))
 
 
 def _copy(func: Any, args: Any, kwargs: dict[str, Any], device: torch.device | None) -> Tensor:
     """A copy within a device, or from one to the other, which the host waits for."""
-    found: Tensor = func(*tree_map(_here, args), **kwargs)
+    found: Tensor = func(*_mapped(_here, args), **kwargs)
     source = args[1] if func is aten.copy_.default else args[0]
     was_there = isinstance(source, _There)
     if func is aten.copy_.default:
         goes_there = isinstance(args[0], _There)
     else:
         goes_there = was_there if device is None else device.type == NAME
-    if was_there != goes_there:
+    if was_there != goes_there and not (goes_there and kwargs.get("non_blocking")):
         _tell(func)
     if func is aten.copy_.default:
         return args[0]
@@ -128,12 +127,32 @@ def _picks_by_mask(func: Any, args: Any) -> bool:
     return any(index is not None and index.dtype is torch.bool for index in args[1])
 
 
-def _here(value: Any) -> Any:
-    return value.here if isinstance(value, _There) else value
+def _here(tensor: Tensor) -> Tensor:
+    return tensor.here if isinstance(tensor, _There) else tensor
 
 
-def _there(value: Any) -> Any:
-    return _There(value) if isinstance(value, Tensor) else value
+def _there(tensor: Tensor) -> Tensor:
+    return _There(tensor)
+
+
+def _mapped(function: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """The same nest of lists, tuples and dicts with every tensor mapped."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, list | tuple):
+        return type(value)([_mapped(function, part) for part in value])
+    if isinstance(value, dict):
+        return {name: _mapped(function, part) for name, part in value.items()}
+    return value
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """All tensors in a nest, in order."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, list | tuple | dict):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(part)
 
 
 def _tell(func: Any) -> None:
@@ -198,3 +217,36 @@ _ATEN.impl("empty.memory_format", _empty, "PrivateUse1")
 _ATEN.impl("empty_strided", _empty_strided, "PrivateUse1")
 for _name in ("_to_copy", *FACTORIES):
     _ATEN.impl(_name, _operator(_name), "PrivateUse1")
+
+
+class Tape(TorchDispatchMode):
+    """A recording as a GPU's graphs are: the operators alone, on the memory they first ran on.
+
+    Nothing of the program between them is run again, and no operator that the host waits for is
+    taken. It has the interface of :class:`kanpinn.training.replay.Recording`.
+    """
+
+    def __init__(self, function: Callable[[], Any], device: torch.device) -> None:
+        super().__init__()
+        self.steps: list[tuple[Any, Any, dict[str, Any], Any]] = []
+        function()  # whatever is made once is made here
+        with waits(device) as found, self:
+            self.result = function()
+        if found:
+            raise RuntimeError(f"operation not permitted when recording: {found[0]}")
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        found = func(*args, **(kwargs or {}))
+        self.steps.append((func, args, dict(kwargs or {}), found))
+        return found
+
+    def replay(self) -> None:
+        """Redo every operator."""
+        with torch.no_grad():
+            for func, args, kwargs, first in self.steps:
+                again = func(*args, **kwargs)
+                for old, new in zip(_tensors(first), _tensors(again), strict=True):
+                    if old is not new and not func.is_view:
+                        old.copy_(new)

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import yaml
 from click.testing import CliRunner
-from test_multilevel import Line, StopAfter, adam, assert_same, lbfgs, lm, options
+from test_multilevel import Line, StopAfter, adam, lbfgs, lm, options
 from test_windows import Swing
 from test_windows import options as window_options
-from tiny_runs import Plain, save
+from tiny_runs import Plain, assert_same, save
 
 from kanpinn import api
 from kanpinn.checkpoint import read_checkpoint, restore_state

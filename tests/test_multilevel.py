@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from tiny_runs import assert_same
 from torch import Tensor
 
 from kanpinn.conditions import Condition, Dirichlet, Initial
@@ -501,35 +502,6 @@ RUNS: dict[str, tuple[type[Problem], RunOptions]] = {
         options([adam(10)], levels=2, refine="auto", log_every=2),
     ),
 }
-
-
-def contents(state: RunState) -> dict[str, Any]:
-    """All of a state but clocks, tensors by name."""
-    found: dict[str, Any] = {
-        "scalars": (state.phase, state.step, state.total_steps, state.restarts, state.finished),
-        "history": [{k: v for k, v in row.items() if k != "wall_s"} for row in state.history],
-        **{f"optimiser {name}": value for name, value in state.optimiser.items()},
-        **{
-            f"{kind} {name}": value
-            for kind, weights in vars(state.weights).items()
-            for name, value in weights.items()
-        },
-    }
-    for entry in state.levels:
-        number = entry.record.level
-        record = entry.record.as_dict() | {"wall_s": None}
-        found[f"level {number}"] = (record, entry.best_score, entry.best_step)
-        found |= {f"{number} best {name}": value for name, value in entry.best.items()}
-        found |= {f"{number} {name}": p for name, p in entry.system.named_parameters()}
-    return found
-
-
-def assert_same(one: RunState, two: RunState) -> None:
-    a, b = contents(one), contents(two)
-    assert a.keys() == b.keys()
-    for key, value in a.items():
-        same = torch.equal(value, b[key]) if isinstance(value, Tensor) else value == b[key]
-        assert same, key
 
 
 @pytest.fixture(scope="module")

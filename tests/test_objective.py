@@ -369,17 +369,13 @@ def test_a_batch_is_the_mean_over_its_rows() -> None:
     system, blocks = make()
     index = torch.tensor([41, 3, 17, 8])
     name = blocks[0][0].name
-
-    def batch(data: BlockData) -> Tensor | None:
-        return index if data.block.name == name else None
-
     rows = by_hand(system, blocks)
     rows |= {"equation": rows["equation"][index]}
     w = torch.linspace(0.2, 3.0, 50, dtype=torch.float64)
     expected = {key: WEIGHTS[key] * float(r.square().mean()) for key, r in rows.items()}
-    objective, theta = objective_of(system, blocks, chunk=20, batch=batch)
+    objective, theta = objective_of(system, blocks, chunk=20, chosen={name: index})
     assert float(objective.loss(theta)) == pytest.approx(sum(expected.values()), rel=1e-11)
-    weighted, _ = objective_of(system, blocks, batch=batch, attention={name: w})
+    weighted, _ = objective_of(system, blocks, chosen={name: index}, attention={name: w})
     part = (rows["equation"] * w[index][:, None]).square().mean()
     expected["equation"] = 3.0 * float(part)
     assert float(weighted.loss(theta)) == pytest.approx(sum(expected.values()), rel=1e-11)

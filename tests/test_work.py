@@ -165,7 +165,7 @@ def test_joined_points_count_each() -> None:
 def test_mini_batches_and_threads() -> None:
     whole, theta = plain()
     picked = torch.tensor([1, 4, 7])
-    batched, _ = plain(batch=lambda data: picked)
+    batched, _ = plain(chosen={whole.data[0].block.name: picked})
     assert spent(batched, lambda: batched.loss_and_gradient(theta)) == 3 * 3 * POINT
     shared, _ = plain(chunk=2, workers=2)
     for objective in (whole, shared):

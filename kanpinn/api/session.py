@@ -241,7 +241,10 @@ class _Session:
             threads = self._n_threads
             device += f" ({threads} thread{'s' if threads > 1 else ''})"
         config = self.prepared.config
-        made_by = f", {kernels().description}" if self.options.device.type == "cpu" else ""
+        if self.options.device.type == "cpu":
+            made_by = f", {kernels().description}"
+        else:
+            made_by = ", PyTorch kernels" + (" in CUDA graphs" if self.options.graphs else "")
         types = list(dict.fromkeys(level.dtype for level in self.plan))
         self._note(f"device {device}, {', then '.join(types)}, seed {config.seed}{made_by}")
         for phase in self.phases:

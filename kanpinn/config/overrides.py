@@ -15,6 +15,7 @@ RESUMABLE_KEYS = (
     "name",
     "device",
     "threads",
+    "cuda_graphs",
     "figures",
     "training.phases.*.steps",
     "training.work",

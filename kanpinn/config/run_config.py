@@ -79,6 +79,11 @@ class RunConfig:
         "MiB that a run may take beside the program itself; rows evaluated at once, kept features "
         "and linear systems follow from it, and what could not fit is refused",
     ] = None
+    cuda_graphs: Annotated[
+        bool,
+        "on a GPU, record an evaluation's operators once and launch them together from then on, "
+        "which small networks gain by",
+    ] = True
     figures: Annotated[bool, "draw figures at the end of the run"] = True
     source: str = field(default="config", compare=False, metadata={"hidden": True})
 
@@ -171,6 +176,7 @@ def run_options(config: RunConfig) -> RunOptions:
         device=device,
         workers=_workers(config.threads) if device.type == "cpu" else 1,
         memory_mib=config.memory_mib,
+        graphs=config.cuda_graphs,
     )
 
 

@@ -146,5 +146,4 @@ def _evaluate(formula: Formula, at: Approach) -> Jet:
     if isinstance(value, Jet):
         return value
     like = next(iter(at.coordinates.values()))
-    constant = torch.as_tensor(value, dtype=like.data.dtype, device=like.data.device)
-    return Jet.constant(constant.expand_as(like.value), like.spec)
+    return Jet.constant(like.value.new_full(like.value.shape, float(value)), like.spec)

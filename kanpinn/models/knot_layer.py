@@ -19,6 +19,7 @@ from kanpinn.splines import (
     SplineBasis,
     check_points,
     extend_padded,
+    integers,
     knots_from_logits,
     logits_from_breakpoints,
     pad_breakpoints,
@@ -268,7 +269,7 @@ class KnotLayer(Layer):
 
     def _knots_of_logits(self) -> Tensor:
         widest = max(self.n_intervals)
-        counts = torch.tensor(self.n_intervals, device=self.knots_free.device)
+        counts = integers(self.n_intervals, self.knots_free.device)
         filled = torch.arange(widest, device=counts.device) < counts[:, None]
         logits = self.knots_free.new_full((self.in_width, widest), -torch.inf)
         logits = logits.masked_scatter(filled, self.knots_free)

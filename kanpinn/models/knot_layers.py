@@ -17,6 +17,7 @@ from kanpinn.splines import (
     Knots,
     PowerReluBasis,
     SplineBasis,
+    integers,
     project,
     prolongation,
     relu_prolongation,
@@ -123,8 +124,8 @@ class PowerReluLayer(KnotLayer):
 
     def _basis_features(self, z: Tensor, spec: JetSpec, basis: PowerReluBasis) -> Tensor:
         values = basis.dense(z[0], spec.order)  # (D+1, n, n_features)
-        counts = [n + self.order - 1 for n in self.n_intervals]
-        repeats = torch.tensor(counts, device=z.device)
+        counts = tuple(n + self.order - 1 for n in self.n_intervals)
+        repeats = integers(counts, z.device)
         return combine(values, z.repeat_interleave(repeats, -1, output_size=sum(counts)), spec)
 
     def _as_splines(self) -> tuple[SplineBasis, Tensor]:

@@ -54,10 +54,10 @@ class LayerRoughness:
 
     def jacobian(self) -> dict[str, Tensor]:
         """Derivatives of the rows with respect to each parameter, ``(m, numel)`` by name."""
-        out, identity = self.layer.out_width, torch.eye(self.layer.out_width)
-        like = self.layer.coefficients
+        out, like = self.layer.out_width, self.layer.coefficients
+        identity = torch.eye(out, dtype=like.dtype, device=like.device)
         if self._fixed is not None:
-            return {"coefficients": torch.kron(identity.to(like), self._fixed)}
+            return {"coefficients": torch.kron(identity, self._fixed)}
         # One copy of the knots for every node: one reverse pass an output then does for all rows.
         padded = self.layer.padded_breakpoints().detach()
         extended = extend_padded(self.layer.order, padded, self.layer.n_intervals)
@@ -70,7 +70,7 @@ class LayerRoughness:
             (found,) = torch.autograd.grad(rows[number].sum(), copies, retain_graph=True)
             knots.append(torch.einsum("npk,pkl->npl", found, slopes).flatten(0, 1))
         spread = features.detach()[:, None] * self._one_hot()  # (N, channels, n_spline_features)
-        columns = torch.kron(identity.to(like), spread.flatten(0, 1).contiguous())
+        columns = torch.kron(identity, spread.flatten(0, 1).contiguous())
         return {"coefficients": columns, "knots_free": torch.cat(knots)}
 
     def _features(self, basis: object, extended: Tensor) -> Tensor:

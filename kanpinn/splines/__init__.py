@@ -11,6 +11,7 @@ from kanpinn.splines.knots import (
     MIN_ORDER,
     Knots,
     extend_padded,
+    integers,
     pad_breakpoints,
 )
 from kanpinn.splines.power_relu import (
@@ -41,6 +42,7 @@ __all__ = [
     "check_points",
     "condition_number",
     "extend_padded",
+    "integers",
     "inverse_change_of_basis",
     "knots_from_logits",
     "logits_from_breakpoints",

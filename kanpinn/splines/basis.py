@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kanpinn.errors import DomainError
-from kanpinn.splines.knots import Knots, check_padded, extend_padded, pad_breakpoints
+from kanpinn.splines.knots import Knots, check_padded, extend_padded, integers, pad_breakpoints
 from kanpinn.splines.local_polynomials import (
     PolynomialJets,
     differentiate,
@@ -69,7 +69,7 @@ class SplineBasis:
             self._pieces = _UniformPieces(knots)
         else:
             self._pieces = _GeneralPieces(knots.order, pad_breakpoints(knots), knots.n_intervals)
-        self._features = torch.tensor(knots.offsets, device=knots.device)
+        self._features = integers(tuple(knots.offsets), knots.device)
 
     @classmethod
     def from_padded(
@@ -91,7 +91,7 @@ class SplineBasis:
         basis._set_up(order, n_intervals)
         basis._pieces = _GeneralPieces(order, breakpoints, n_intervals)
         starts = [sum(n + order - 1 for n in n_intervals[:p]) for p in range(len(n_intervals))]
-        basis._features = torch.tensor(starts, device=breakpoints.device)
+        basis._features = integers(tuple(starts), breakpoints.device)
         return basis
 
     @classmethod
@@ -229,7 +229,7 @@ class _UniformPieces:
             scale=self.scale.expand(len(first)),
             shift=self.scale.new_ones(1, 1),
             tables=self.table.T.to(self.scale)[..., None, None],
-            last=torch.tensor(n_intervals, device=first.device) - 1,
+            last=integers(tuple(n_intervals), first.device) - 1,
             first=first,
         )
 
@@ -278,7 +278,7 @@ class _GeneralPieces:
         tables = piece_tables(order, extended) / width**exponents
         # (powers, functions, channels, n_max): a look-up then leaves points along the last axis.
         self.tables = tables.permute(3, 2, 0, 1).contiguous()
-        self.last = torch.tensor(n_intervals, device=device) - 1  # (channels,)
+        self.last = integers(tuple(n_intervals), device) - 1  # (channels,)
         self.rows = torch.arange(len(n_intervals), device=device) * n_max
         # Interior knots only: the count of those not above x is the interval, clamped by itself.
         ends = torch.arange(1, n_max, device=device) > self.last[:, None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from numbers import Integral
 from typing import Any
 
@@ -263,6 +264,12 @@ class Knots:
         )
 
 
+@lru_cache(maxsize=1024)
+def integers(values: tuple[int, ...], device: torch.device) -> Tensor:
+    """Whole numbers as a tensor, made once: a copy to a GPU is one more that the host waits for."""
+    return torch.tensor(values, device=device)
+
+
 def pad_breakpoints(knots: Knots) -> Tensor:
     """Breakpoints as one array ``(channels, n_max + 1)``, ``+inf`` behind each channel's last."""
     padded = knots.breakpoints[0].new_full((knots.channels, max(knots.n_intervals) + 1), np.inf)
@@ -284,7 +291,7 @@ def extend_padded(order: int, breakpoints: Tensor, n_intervals: Sequence[int]) -
         ``t_{n+r-1}`` go on with the end spacing, so that padding yields finite numbers.
     """
     device = breakpoints.device
-    last = torch.tensor(n_intervals, device=device)[:, None]  # (channels, 1)
+    last = integers(tuple(n_intervals), device)[:, None]  # (channels, 1)
     index = torch.arange(1 - order, breakpoints.shape[1] + order - 1, device=device)[None]
     inside = torch.minimum(index.clamp(min=0), last)  # (channels, n_max + 2r - 1)
     first_step = breakpoints[:, 1:2] - breakpoints[:, :1]

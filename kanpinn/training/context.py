@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+
 from kanpinn.residuals import System
 from kanpinn.training.block_data import UNBOUNDED, BlockData
 from kanpinn.training.evaluation import (
@@ -39,6 +41,7 @@ class LevelContext:
         workers: threads that share the chunks of points.
         roughness: what a penalty weighs, if there is one.
         memory: what evaluations may take.
+        graphs: whether evaluations are recorded and replayed, where a device has that.
     """
 
     system: System
@@ -52,6 +55,12 @@ class LevelContext:
     workers: int = 1
     roughness: Roughness | None = None
     memory: Memory = UNBOUNDED
+    graphs: bool = True
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are."""
+        return next(self.system.parameters()).device
 
     def compare(self, coarse: System, record: LevelRecord) -> None:
         """Record the loss before and after the prolongation, on these points, and the change.

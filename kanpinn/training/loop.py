@@ -76,7 +76,7 @@ class Trainer:
         self.options, self.context, self.state = options, context, state
         self.observer, self.clock = observer, clock
         self.weighting = Weighting(options, context.system, context.data, state.weights)
-        self.stage = Stage(options, context, state, self.weighting)
+        self.stage = Stage(options, context, state, self.weighting, observer.on_note)
         started = clock() if started is None else started
         self._start = started - state.elapsed
         self._level_start = started - state.current.record.wall_s
@@ -148,7 +148,7 @@ class Trainer:
             result = optimiser.step(theta, self.state.optimiser, objective, pack.layout)
             theta = result.theta
             self._accept(phase, pack, result, objective)
-            reason = self._after_step(optimiser, result, objective.batch is not None)
+            reason = self._after_step(optimiser, result, bool(objective.chosen))
             if reason is StopReason.NON_FINITE and self._restart():
                 theta, reason = pack.read(), None
                 self.state.optimiser = self._fresh(optimiser, theta, pack, steps)

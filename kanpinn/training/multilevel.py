@@ -386,6 +386,7 @@ class MultilevelRun:
             ),
             self._roughness(system),
             self.memory(False),
+            options.graphs,
         )
 
     def n_points(self, block: ResidualBlock, level: Level, extensions: int = 0) -> int:

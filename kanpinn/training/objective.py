@@ -39,7 +39,7 @@ class SystemObjective:
         pack: which parameters ``theta`` stands for.
         data: blocks with their points.
         attention: row weights ``w`` per block name, ``(n_rows,)``; ones where missing.
-        batch: picks rows of a block for a mini-batch; ``None`` for all rows.
+        chosen: rows of a block that are a mini-batch ``(any,)``, by its name; all where missing.
         workers: threads that share the chunks; no result depends on them.
         factors: ``f`` per block name, ``(n_rows,)``; ones where missing.
         penalty: on rough splines.
@@ -54,7 +54,7 @@ class SystemObjective:
         pack: ParameterPack,
         data: Sequence[BlockData],
         attention: Mapping[str, Tensor] | None = None,
-        batch: Callable[[BlockData], Tensor | None] | None = None,
+        chosen: Mapping[str, Tensor] | None = None,
         workers: int = 1,
         factors: Mapping[str, Tensor] | None = None,
         penalty: Penalty | None = None,
@@ -62,7 +62,7 @@ class SystemObjective:
         self.system, self.pack, self.data = system, pack, tuple(data)
         self.workers, self.penalty = workers, penalty
         self.attention, self.factors = dict(attention or {}), dict(factors or {})
-        self.batch, self.meter = batch, Meter()
+        self.chosen, self.meter = dict(chosen or {}), Meter()
         self.rows: dict[str, list[tuple[slice | Tensor, Tensor]]] = {}
 
     def loss(self, theta: Tensor) -> Tensor:
@@ -308,7 +308,7 @@ class SystemObjective:
     def _batch(self) -> Iterator[_Piece]:
         """The chunks of the full batch, or of a mini-batch."""
         for data in self.data:
-            group, chosen = data.block.group, None if self.batch is None else self.batch(data)
+            group, chosen = data.block.group, self.chosen.get(data.block.name)
             if chosen is not None:
                 chunk = data.select(chosen, self.system)
                 yield _Piece(data, chunk, chosen, len(chosen) // group)

@@ -26,6 +26,7 @@ class RunOptions:
     device: torch.device = torch.device("cpu")  # noqa: RUF009 - immutable
     workers: int = 1  # threads that share the chunks of points; no result depends on them
     memory_mib: float | None = None  # bound on all that a run takes beside the program itself
+    graphs: bool = True  # on a GPU, whether evaluations are recorded and replayed
     start: int = 0  # which of this seed's random initial networks
 
     def memory(self, jacobian: bool, blocks: int) -> Memory:

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from kanpinn.sampling import batch_indices
-from kanpinn.training.block_data import BlockData
 from kanpinn.training.context import LevelContext
 from kanpinn.training.objective import SystemObjective
 from kanpinn.training.options import TrainingOptions
 from kanpinn.training.parameters import ParameterPack
 from kanpinn.training.phase_options import AdamPhase, Phase
+from kanpinn.training.replay import RECORDERS, Recordings, ReplayedObjective
 from kanpinn.training.smoothing import Penalty
 from kanpinn.training.state import RunState
 from kanpinn.training.weighting import Weighting
@@ -27,6 +28,7 @@ class Stage:
         context: networks, points, and what judges them.
         state: says which stage it is; never changed here.
         weighting: weights that change with training.
+        tell: hears of what goes wrong.
     """
 
     def __init__(
@@ -35,9 +37,12 @@ class Stage:
         context: LevelContext,
         state: RunState,
         weighting: Weighting,
+        tell: Callable[[str], None],
     ) -> None:
         self.options, self.context, self.state = options, context, state
         self.weighting = weighting
+        recorder = RECORDERS.get(context.device.type) if context.graphs else None
+        self.recordings = Recordings(recorder, tell) if recorder else None
 
     @property
     def weight(self) -> float | None:
@@ -53,26 +58,31 @@ class Stage:
 
     def objective(self, phase: Phase, pack: ParameterPack) -> SystemObjective:
         """What the next step of a phase minimises: all points, or its mini-batch."""
-        batch = None
-        if isinstance(phase, AdamPhase) and phase.batch is not None:
-            size = phase.batch
-
-            def batch(data: BlockData) -> Tensor | None:
-                if data.n_rows <= size or data.block.group > 1:
-                    return None
-                seed, step = self.context.seed, self.state.total_steps
-                return batch_indices(data.n_rows, size, seed, step, data.block.name)
-
-        return SystemObjective(
+        objective = SystemObjective(
             self.context.system,
             pack,
             self.context.data,
             self.state.weights.attention,
-            batch,
+            self._batch(phase),
             self.context.workers,
             self.weighting.factors(),
             penalty=self.penalty,
         )
+        if self.recordings is None:
+            return objective
+        return ReplayedObjective(objective, self.recordings)
+
+    def _batch(self, phase: Phase) -> dict[str, Tensor]:
+        """Rows of the next step's mini-batch by block, where it is not all of them."""
+        if not isinstance(phase, AdamPhase) or phase.batch is None:
+            return {}
+        chosen = {}
+        for data in self.context.data:
+            if data.n_rows > phase.batch and data.block.group == 1:
+                step, name = self.state.total_steps, data.block.name
+                rows = batch_indices(data.n_rows, phase.batch, self.context.seed, step, name)
+                chosen[name] = _sent(rows, data.points[0].x.device)
+        return chosen
 
     def loss(self) -> float:
         """The whole objective at the current iterate."""
@@ -122,3 +132,10 @@ class Stage:
         for name, value in system.scalars.items():
             row[f"scalar.{name}"] = float(value.detach())
         return row
+
+
+def _sent(rows: Tensor, device: torch.device) -> Tensor:
+    """Row numbers on a device, which the host does not wait for."""
+    if device.type == "cuda":
+        rows = rows.pin_memory()
+    return rows.to(device, non_blocking=True)
