@@ -33,6 +33,8 @@ COPIES = (aten._to_copy.default, aten.copy_.default)
 READS = (
     aten._local_scalar_dense.default,
     aten._linalg_check_errors.default,
+    aten._unique2.default,
+    aten.bincount.default,
     aten.equal.default,
     aten.masked_select.default,
     aten.nonzero.default,
@@ -96,7 +98,7 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         return _copy(func, args, kwargs, device)
     if there and any(t.dim() for t in tensors if not isinstance(t, _There)):
         raise Mixed(f"{func} was given tensors of two devices, {_place()}")
-    if there and (func in READS or _picks_by_mask(func, args)):
+    if there and (func in READS or _reads(func, args, kwargs)):
         _tell(func)
     found = func(*_mapped(_here, args), **_mapped(_here, kwargs))
     if not there and (device is None or device.type == "cpu"):
@@ -120,11 +122,13 @@ def _copy(func: Any, args: Any, kwargs: dict[str, Any], device: torch.device | N
     return _There(found) if goes_there else found.clone()
 
 
-def _picks_by_mask(func: Any, args: Any) -> bool:
-    """Whether an index has as many entries as a mask has ones."""
-    if func not in (aten.index.Tensor, aten.index_put_.default):
-        return False
-    return any(index is not None and index.dtype is torch.bool for index in args[1])
+def _reads(func: Any, args: Any, kwargs: Mapping[str, Any]) -> bool:
+    """Whether an operator reads something or copies it there, for some of its arguments."""
+    if func in (aten.index.Tensor, aten.index_put_.default):  # by a mask: as many as it has ones
+        return any(index is not None and index.dtype is torch.bool for index in args[1])
+    if func is aten.repeat_interleave.Tensor:
+        return kwargs.get("output_size") is None
+    return func is aten.where.self and not all(isinstance(t, _There) for t in args)
 
 
 def _here(tensor: Tensor) -> Tensor:

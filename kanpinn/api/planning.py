@@ -24,6 +24,7 @@ from kanpinn.training import Level, MultilevelRun, RunOptions
 from kanpinn.training.block_data import FEATURE_CACHE_BYTES, rows_at_once
 from kanpinn.training.evaluation import evaluation_numbers, evaluation_rows
 from kanpinn.training.memory import MIB, Memory, row_numbers
+from kanpinn.training.replay import RECORDED, RECORDERS
 
 if TYPE_CHECKING:
     from kanpinn.api.preparation import Prepared
@@ -202,7 +203,7 @@ class _Sizes:
 
     def parts(self) -> dict[str, float]:
         """What the total consists of."""
-        step = max(self._step(block) for block in self.blocks) * self._workers
+        step = max(self._step(block) for block in self.blocks) * (self._workers + self._recorded)
         return {
             "points": sum(self._points(block) for block in self.blocks),
             "rows at once": max(step, self._evaluation()),
@@ -234,6 +235,11 @@ class _Sizes:
         """Threads that share the chunks."""
         sizes = (self.rows, self.level.n_parameters, self._number)
         return self._memory(True).workers(self.options.workers, *sizes)
+
+    @property
+    def _recorded(self) -> int:
+        """Evaluations that are recorded, with memory of their own."""
+        return RECORDED if self.options.graphs and self.options.device.type in RECORDERS else 0
 
     def _makes_features(self, layer: Layer, jacobian: bool) -> bool:
         """Whether an evaluation makes a layer's features, as far as can be told before."""

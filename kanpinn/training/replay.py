@@ -20,6 +20,7 @@ from kanpinn.training.objective import SystemObjective
 from kanpinn.training.squares import Squares
 
 EAGER_CALLS = 2  # before an evaluation is recorded: one that is asked for once is not worth it
+RECORDED = 4  # functions of an objective, each in memory of its own
 WARM_UPS = 3  # of what is recorded, as PyTorch's notes on CUDA graphs have it
 
 
@@ -153,12 +154,12 @@ class ReplayedObjective(SystemObjective):
     what that one gives is overwritten by its next call.
 
     Args:
-        objective: what is evaluated.
         recordings: of this level.
+        more: what the objective itself is made of.
     """
 
-    def __init__(self, objective: SystemObjective, recordings: Recordings) -> None:
-        vars(self).update(vars(objective))
+    def __init__(self, recordings: Recordings, *more: Any, **named: Any) -> None:
+        super().__init__(*more, **named)
         self.recordings = recordings
 
     def loss(self, theta: Tensor) -> Tensor:

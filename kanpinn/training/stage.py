@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -58,7 +59,10 @@ class Stage:
 
     def objective(self, phase: Phase, pack: ParameterPack) -> SystemObjective:
         """What the next step of a phase minimises: all points, or its mini-batch."""
-        objective = SystemObjective(
+        kind: Callable[..., SystemObjective] = SystemObjective
+        if self.recordings is not None:
+            kind = partial(ReplayedObjective, self.recordings)
+        return kind(
             self.context.system,
             pack,
             self.context.data,
@@ -68,9 +72,6 @@ class Stage:
             self.weighting.factors(),
             penalty=self.penalty,
         )
-        if self.recordings is None:
-            return objective
-        return ReplayedObjective(objective, self.recordings)
 
     def _batch(self, phase: Phase) -> dict[str, Tensor]:
         """Rows of the next step's mini-batch by block, where it is not all of them."""
