@@ -300,7 +300,7 @@ class System(nn.Module):
     def _own_values(self, x: Tensor, fields: Sequence[str] | None) -> Tensor:
         own = x.to(next(self.parameters()).dtype)
         columns = torch.cat([part(own) for part in self.parts.values()], -1).to(x.dtype)
-        if fields is None:
+        if not fields:
             return columns
         return torch.stack([columns[:, self.field_names.index(name)] for name in fields], -1)
 

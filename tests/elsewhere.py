@@ -31,13 +31,20 @@ ELSEWHERE = torch.device(NAME, 0)
 COPIES = (aten._to_copy.default, aten.copy_.default)
 # Their results, or their shapes, are known to the host only once the device is done.
 READS = (
+    aten._linalg_eigh.default,
+    aten._linalg_svd.default,
     aten._local_scalar_dense.default,
     aten._linalg_check_errors.default,
     aten._unique2.default,
+    aten.allclose.default,
     aten.bincount.default,
     aten.equal.default,
+    aten.linalg_lstsq.default,
+    aten.linalg_matrix_rank.default,
+    aten.masked_scatter_backward.default,  # selects by the mask
     aten.masked_select.default,
     aten.nonzero.default,
+    aten.unique_consecutive.default,
 )
 # Made of other operators in a way that does not know of the tensors' shapes here.
 FACTORIES = ("arange", "arange.start", "arange.start_step", "eye", "eye.m", "full", "linspace")
@@ -96,7 +103,8 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         kwargs["device"] = torch.device("cpu")
     if func in COPIES:
         return _copy(func, args, kwargs, device)
-    if there and any(t.dim() for t in tensors if not isinstance(t, _There)):
+    free = 0 if _takes_numbers(func) else -1  # dimensions of the CPU's tensors that may be there
+    if there and any(t.dim() > free for t in tensors if not isinstance(t, _There)):
         raise Mixed(f"{func} was given tensors of two devices, {_place()}")
     if there and (func in READS or _reads(func, args, kwargs)):
         _tell(func)
@@ -122,9 +130,18 @@ def _copy(func: Any, args: Any, kwargs: dict[str, Any], device: torch.device | N
     return _There(found) if goes_there else found.clone()
 
 
+def _takes_numbers(func: Any) -> bool:
+    """Whether an operator takes the CPU's tensors without dimensions as it takes numbers."""
+    return torch.Tag.pointwise in func.tags or func in (aten.where.self, aten.fill_.Tensor)
+
+
 def _reads(func: Any, args: Any, kwargs: Mapping[str, Any]) -> bool:
     """Whether an operator reads something or copies it there, for some of its arguments."""
-    if func in (aten.index.Tensor, aten.index_put_.default):  # by a mask: as many as it has ones
+    if func in (
+        aten.index.Tensor,
+        aten.index_put.default,
+        aten.index_put_.default,
+    ):  # by a mask: as many as it has ones
         return any(index is not None and index.dtype is torch.bool for index in args[1])
     if func is aten.repeat_interleave.Tensor:
         return kwargs.get("output_size") is None

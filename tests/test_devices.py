@@ -14,8 +14,8 @@ from tiny_runs import Coupled, Plain, assert_same
 from kanpinn.kernels import kernels_unused
 from kanpinn.models import KANOptions, MLPOptions, ModelOptions, MultichannelOptions
 from kanpinn.optimisers import Adam, LevenbergMarquardt, Optimiser
-from kanpinn.problem import Problem
-from kanpinn.sampling import SamplingOptions
+from kanpinn.problem import Problem, build_system
+from kanpinn.sampling import SamplingOptions, sample, stream
 from kanpinn.training import (
     AdamPhase,
     AttentionOptions,
@@ -32,7 +32,17 @@ from kanpinn.training import (
     SmoothingOptions,
     TrainingOptions,
 )
-from kanpinn.training.replay import RECORDERS, CudaGraph
+from kanpinn.training.block_data import BlockData
+from kanpinn.training.objective import SystemObjective
+from kanpinn.training.parameters import ParameterPack
+from kanpinn.training.replay import (
+    EAGER_CALLS,
+    RECORDERS,
+    CudaGraph,
+    Recorder,
+    Recordings,
+    ReplayedObjective,
+)
 
 ATTENTION = AttentionOptions()
 ADAM, LBFGS, LM = AdamPhase(steps=6), LBFGSPhase(steps=4), LevenbergMarquardtPhase(steps=5)
@@ -54,6 +64,10 @@ CASES: dict[str, tuple[type[Problem], RunOptions]] = {
         Coupled,
         options(replace(ADAM, batch=9), replace(ADAM, gradient_clip=1.0), attention=ATTENTION),
     ),
+    "some parameters, then others": (
+        Coupled,
+        options(replace(ADAM, train=("main.*",)), replace(ADAM, train=("second.*", "scalars.*"))),
+    ),
     "free knots": (Plain, options(ADAM, LM, model=replace(MODEL, knots="free"), levels=2)),
     "base branch": (Plain, options(ADAM, LM, model=replace(MODEL, base="silu"))),
     "multichannel": (Plain, options(ADAM, LM, model=MultichannelOptions(width=2, order=4))),
@@ -61,7 +75,7 @@ CASES: dict[str, tuple[type[Problem], RunOptions]] = {
     "few residuals": (Plain, options(replace(LM, solver="dual"), model=KANOptions(width=9))),
     "products alone": (Plain, options(replace(LM, solver="iterative"))),
     "types by level": (Coupled, options(ADAM, LM, levels=2, precision=("float32", "float64"))),
-    "penalty": (Plain, options(ADAM, LM, smoothing=SmoothingOptions(penalties=(1e-6,)))),
+    "penalty": (Plain, options(ADAM, LM, smoothing=SmoothingOptions(penalties=(1e-2, 1e-4)))),
     "every weight": (
         Coupled,
         options(
@@ -244,6 +258,40 @@ def test_nothing_between_steps_of_adam_waits(other: torch.device) -> None:
             MultilevelRun(Coupled(), replace(chosen, device=other, graphs=False)).run()
         counts.append(len(found))
     assert 0 < counts[0] == counts[1]
+
+
+def test_other_shapes_take_another_recording(
+    other: torch.device, recorder: Callable[[], int]
+) -> None:
+    """Batches that come, change and go, and weights that appear: each is what was asked for."""
+    problem, system = Coupled(), build_system(Coupled(), MODEL, torch.Generator().manual_seed(1))
+    system = system.to(other)
+    points = {
+        block.name: sample(block.region, 20, "sobol", stream(0, block.name), device=other)
+        for block in problem.blocks()
+    }
+    with kernels_unused():
+        data = [BlockData(block, points[block.name], system) for block in problem.blocks()]
+        pack, name = ParameterPack(system), data[0].block.name
+        recordings, theta = Recordings(Recorder(other, print)), pack.read()
+        for count in (None, 5, 7, None, 7):
+            chosen = {} if count is None else {name: torch.arange(count, device=other)}
+            weights = {name: torch.full((20,), 0.5, dtype=theta.dtype, device=other)}
+            for attention in ({}, weights):
+                for step in range(2 * EAGER_CALLS):
+                    more = (system, pack, data, attention)
+                    there = theta * (1 + 0.01 * step)
+                    plain = SystemObjective(*more, chosen=chosen)
+                    replayed = ReplayedObjective(recordings, *more, chosen=chosen)
+                    pairs = zip(
+                        plain.loss_and_gradient(there),
+                        replayed.loss_and_gradient(there),
+                        strict=True,
+                    )
+                    assert all(torch.equal(one, two) for one, two in pairs)
+                    assert plain.meter.operations == replayed.meter.operations > 0
+                    assert plain.rows.keys() == replayed.rows.keys()
+                assert recordings.functions["loss_and_gradient"].recorded is not None
 
 
 def test_what_cannot_be_recorded_is_launched_by_operators(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -267,12 +267,20 @@ class KnotLayer(Layer):
         given, found = pad_breakpoints(knots), self._knots_of_logits().detach()
         return torch.where(torch.isfinite(given), given - found, 0.0)
 
+    def _logit_places(self) -> tuple[int, ...]:
+        """Where the logits of all channels' intervals are, and the padding where there is none."""
+        counts, end, start = self.n_intervals, sum(self.n_intervals), 0
+        places: list[int] = []
+        for count in counts:
+            places += [*range(start, start + count), *[end] * (max(counts) - count)]
+            start += count
+        return tuple(places)
+
     def _knots_of_logits(self) -> Tensor:
-        widest = max(self.n_intervals)
-        counts = integers(self.n_intervals, self.knots_free.device)
-        filled = torch.arange(widest, device=counts.device) < counts[:, None]
-        logits = self.knots_free.new_full((self.in_width, widest), -torch.inf)
-        logits = logits.masked_scatter(filled, self.knots_free)
+        # A padding of -inf stands behind the last logit: no mask, whose ones a GPU would count.
+        padded = torch.cat([self.knots_free, self.knots_free.new_full((1,), -torch.inf)])
+        index = integers(self._logit_places(), self.knots_free.device)
+        logits = padded[index].view(self.in_width, -1)
         ends = [(t[0], t[-1]) for t in self._fixed_knots.breakpoints]
         lower, upper = (torch.stack(side)[:, None] for side in zip(*ends, strict=True))
         return knots_from_logits(logits, lower, upper, self.settings.floor)

@@ -125,8 +125,12 @@ class PowerReluLayer(KnotLayer):
     def _basis_features(self, z: Tensor, spec: JetSpec, basis: PowerReluBasis) -> Tensor:
         values = basis.dense(z[0], spec.order)  # (D+1, n, n_features)
         counts = tuple(n + self.order - 1 for n in self.n_intervals)
-        repeats = integers(counts, z.device)
-        return combine(values, z.repeat_interleave(repeats, -1, output_size=sum(counts)), spec)
+        if len(set(counts)) == 1:
+            each = z[..., None].expand(*z.shape, counts[0]).flatten(-2)
+        else:
+            repeats = integers(counts, z.device)
+            each = z.repeat_interleave(repeats, -1, output_size=sum(counts))
+        return combine(values, each, spec)
 
     def _as_splines(self) -> tuple[SplineBasis, Tensor]:
         basis: PowerReluBasis = self.basis

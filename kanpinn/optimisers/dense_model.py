@@ -18,7 +18,7 @@ from kanpinn.optimisers.linear_models import (
     ScaleOf,
     numerical_rank,
 )
-from kanpinn.optimisers.numbers import Number
+from kanpinn.optimisers.numbers import Number, reads_freely
 from kanpinn.optimisers.operations import cholesky, product, substitution
 from kanpinn.optimisers.solver_choice import MIB
 
@@ -78,6 +78,8 @@ class DenseModel(LinearModel):
 
     def prepare(self, damping: float) -> None:
         """See the base class."""
+        if reads_freely(self.loss):
+            return
         if self.squared.evaluations:
             _ = self.least  # is then read with the rest
         self._prepared = self._squared_damped(damping)
@@ -111,7 +113,10 @@ class DenseModel(LinearModel):
         damped.diagonal().add_(added)
         # Reads what lies below the diagonal: the transpose of what there is.
         factor, failed = torch.linalg.cholesky_ex(damped.mT)
-        return _SquaredDamped(damping, self, factor, self.numbers.later(failed), added)
+        found = _SquaredDamped(damping, self, factor, self.numbers.later(failed), added)
+        if not reads_freely(factor):
+            _ = found.change  # is then read with the rest
+        return found
 
     def remaining(self, step: Tensor) -> Tensor:
         """See the base class."""
@@ -140,7 +145,6 @@ class _SquaredDamped(DampedModel):
 
     Attributes:
         failed: other than 0 where there is no such factor, and nothing else means anything.
-        change: size of the step's last refinement, relative to the step; 0 without any.
     """
 
     def __init__(
@@ -148,8 +152,7 @@ class _SquaredDamped(DampedModel):
     ) -> None:
         self.damping, self.meter, self.squared = damping, model.meter, model.squared
         self.factor, self.failed, self.added = factor, failed, added
-        self._step, change = self._solved(model.residuals, self.squared.upper[:-1, -1])
-        self.change = model.numbers.later(change)
+        self._model = model
 
     @property
     def evaluations(self) -> int:
@@ -160,8 +163,18 @@ class _SquaredDamped(DampedModel):
         """Whether the step is as good as one by the triangle."""
         return not float(self.failed) and float(self.change) <= LAST_REFINEMENT
 
+    @cached_property
+    def change(self) -> Number:
+        """Size of the step's last refinement, relative to the step; 0 without any."""
+        return self._model.numbers.later(self._first[1])
+
+    @cached_property
+    def _first(self) -> tuple[Tensor, Tensor]:
+        """The step, and its change."""
+        return self._solved(self._model.residuals, self.squared.upper[:-1, -1])
+
     def step(self) -> Tensor:
-        return self._step
+        return self._first[0]
 
     def correction(self, second: Tensor) -> Tensor:
         return self._solved(second, self.squared.transposed(second))[0]
@@ -174,7 +187,7 @@ class _SquaredDamped(DampedModel):
             if defect is None:
                 break
             refinement, size = self._inverse(defect + self.added * d), d.norm()
-            change = torch.where(size > 0, refinement.norm() / size, 0.0)
+            change = torch.where(size == 0, 0.0, refinement.norm() / size)  # not for a NaN
             d = d - refinement
         return d, change
 

@@ -27,7 +27,7 @@ from kanpinn.optimisers.dense_model import DenseModel
 from kanpinn.optimisers.dual_model import DualModel
 from kanpinn.optimisers.iterative_model import IterativeModel
 from kanpinn.optimisers.linear_models import LinearModel, ScaleOf
-from kanpinn.optimisers.numbers import read
+from kanpinn.optimisers.numbers import read, reads_freely
 from kanpinn.optimisers.solver_choice import SolverChoice, choose_solver
 
 LEAST_GAIN = 1e-3  # of the fall of the loss predicted, for a step to be taken
@@ -105,7 +105,7 @@ class _Trial:
     Attributes:
         theta: there.
         damping: that was taken.
-        there: the loss, 0-d.
+        there: the loss, 0-d; of a trial that is refused, anything.
         loss: its value, infinite for a trial that is refused.
         predicted: fall of the loss.
         evaluations: of the objective.
@@ -188,9 +188,9 @@ class LevenbergMarquardt(Optimiser):
         damping = float(state["damping"]) or options.damping * float(loss)
         model.prepare(damping)
         if not math.isfinite(float(loss)) or not math.isfinite(float(norm)):
-            return _stopped(theta, state, here, StopReason.NON_FINITE, 2, model=model)
+            return _stopped(theta, state, here, StopReason.NON_FINITE, model)
         if float(norm) <= options.gradient_tolerance:
-            return _stopped(theta, state, here, StopReason.GRADIENT_TOLERANCE, 2, model=model)
+            return _stopped(theta, state, here, StopReason.GRADIENT_TOLERANCE, model)
         first = not int(state["iteration"])
         told = _told(choice, options, model, len(residuals), len(theta)) if first else {}
         notes, conditions = tuple(told.values()), tuple(told)
@@ -209,7 +209,7 @@ class LevenbergMarquardt(Optimiser):
                 )
             damping, growth = damping * growth, 2 * growth
         reason, notes = StopReason.NO_PROGRESS, (*notes, NOTE_REJECTED)
-        return _stopped(theta, state, here, reason, evaluations, notes, conditions, model)
+        return _stopped(theta, state, here, reason, model, evaluations, notes, conditions)
 
     def choose(self, rows: int, columns: int, itemsize: int) -> SolverChoice:
         """The linear solver for ``rows`` residuals in ``columns`` parameters."""
@@ -243,7 +243,10 @@ class LevenbergMarquardt(Optimiser):
         damping: float,
         objective: LeastSquaresObjective,
     ) -> _Trial:
-        """Solve with one damping and evaluate where it leads; refused if that is mostly curved."""
+        """Solve with one damping and evaluate where it leads; refused if that is mostly curved.
+
+        What is refused is evaluated none the less where reading the reason is a wait of its own.
+        """
         system = model.damped(damping)
         step = system.step()
         move, ratio, evaluations = step, step.new_zeros(()), 1
@@ -253,11 +256,12 @@ class LevenbergMarquardt(Optimiser):
             ratio = 2 * (model.scale * acceleration).norm() / (model.scale * step).norm()
             evaluations += taken + system.evaluations
             move = step + 0.5 * acceleration
-        place = theta + move
+        place, limit = theta + move, self.options.acceleration_limit
+        if reads_freely(ratio) and not float(ratio) <= limit:
+            return _Trial(place, system.damping, model.loss, math.inf, 0.0, evaluations - 1)
         there = objective.loss(place)
         curved, loss, predicted = read([ratio, there, model.loss - model.remaining(step)])
-        taken = curved <= self.options.acceleration_limit and math.isfinite(loss)
-        loss = loss if taken else math.inf
+        loss = loss if curved <= limit and math.isfinite(loss) else math.inf
         return _Trial(place, system.damping, there, loss, predicted, evaluations)
 
     def _second_derivative(
@@ -343,13 +347,13 @@ def _stopped(
     state: Mapping[str, Tensor],
     loss: Tensor,
     reason: StopReason,
-    evaluations: int = 1,
+    model: LinearModel,
+    evaluations: int = 2,
     notes: tuple[str, ...] = (),
     conditions: tuple[Condition, ...] = (),
-    model: LinearModel | None = None,
 ) -> StepResult:
     """A step that ends where it began, and what the model it has made cost."""
-    spent = model.meter.operations if model else 0
+    spent = model.meter.operations
     return StepResult(
         theta.clone(), dict(state), loss, None, evaluations, reason, notes, conditions, spent
     )

@@ -8,6 +8,11 @@ import torch
 from torch import Tensor
 
 
+def reads_freely(tensor: Tensor) -> bool:
+    """Whether a number is read without waiting: then it pays to look before going on."""
+    return tensor.device.type == "cpu"
+
+
 def read(values: Sequence[Tensor]) -> list[float]:
     """The values of 0-d tensors of any types, exact in float64, in one wait for their device."""
     found: list[float] = torch.stack([value.to(torch.float64) for value in values]).cpu().tolist()

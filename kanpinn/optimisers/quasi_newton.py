@@ -198,14 +198,9 @@ class QuasiNewton(Optimiser):
         if memory.point is None or not torch.equal(memory.point.theta, theta):
             memory = memory.at(line.at(theta.clone()))
         assert memory.point is not None
-        best_is_elsewhere = math.isfinite(memory.best_loss) and not torch.equal(
-            memory.best_theta, theta
-        )
-        if (
-            memory.point.finite
-            or not best_is_elsewhere
-            or memory.restarts >= self.options.max_restarts
-        ):
+        if memory.point.finite or memory.restarts >= self.options.max_restarts:
+            return memory, ()
+        if not math.isfinite(memory.best_loss) or torch.equal(memory.best_theta, theta):
             return memory, ()
         memory = replace(memory.cleared(), restarts=memory.restarts + 1)
         return memory.at(line.at(memory.best_theta)), (NOTE_RESTART,)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from numbers import Integral
 from typing import Any
 
@@ -264,10 +264,14 @@ class Knots:
         )
 
 
-@lru_cache(maxsize=1024)
+@cache
 def integers(values: tuple[int, ...], device: torch.device) -> Tensor:
-    """Whole numbers as a tensor, made once: a copy to a GPU is one more that the host waits for."""
-    return torch.tensor(values, device=device)
+    """Whole numbers as a tensor, made once: a copy to a GPU is one more that the host waits for.
+
+    It stays for good, since recordings of evaluations may read it, and must not be written to.
+    """
+    with torch.inference_mode(False):  # or training could not use it later
+        return torch.tensor(values, device=device)
 
 
 def pad_breakpoints(knots: Knots) -> Tensor:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
 from kanpinn.residuals import System
 from kanpinn.training.block_data import UNBOUNDED, BlockData
 from kanpinn.training.evaluation import (
@@ -21,6 +19,7 @@ from kanpinn.training.hierarchy import in_type
 from kanpinn.training.memory import Memory
 from kanpinn.training.objective import SystemObjective
 from kanpinn.training.parameters import ParameterPack
+from kanpinn.training.replay import Recorder
 from kanpinn.training.smoothing import Roughness
 from kanpinn.training.state import LevelRecord
 
@@ -41,7 +40,7 @@ class LevelContext:
         workers: threads that share the chunks of points.
         roughness: what a penalty weighs, if there is one.
         memory: what evaluations may take.
-        graphs: whether evaluations are recorded and replayed, where a device has that.
+        recorder: records evaluations that are replayed then, where a device has that.
     """
 
     system: System
@@ -55,12 +54,7 @@ class LevelContext:
     workers: int = 1
     roughness: Roughness | None = None
     memory: Memory = UNBOUNDED
-    graphs: bool = True
-
-    @property
-    def device(self) -> torch.device:
-        """Where the networks are."""
-        return next(self.system.parameters()).device
+    recorder: Recorder | None = None
 
     def compare(self, coarse: System, record: LevelRecord) -> None:
         """Record the loss before and after the prolongation, on these points, and the change.

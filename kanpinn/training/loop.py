@@ -76,7 +76,7 @@ class Trainer:
         self.options, self.context, self.state = options, context, state
         self.observer, self.clock = observer, clock
         self.weighting = Weighting(options, context.system, context.data, state.weights)
-        self.stage = Stage(options, context, state, self.weighting, observer.on_note)
+        self.stage = Stage(options, context, state, self.weighting)
         started = clock() if started is None else started
         self._start = started - state.elapsed
         self._level_start = started - state.current.record.wall_s

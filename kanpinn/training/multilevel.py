@@ -7,7 +7,7 @@ fine to coarse by the transpose of the prolongation, and no way of carrying them
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
@@ -48,6 +48,7 @@ from kanpinn.training.measures import Measures
 from kanpinn.training.memory import Memory
 from kanpinn.training.options import StartsOptions
 from kanpinn.training.parameters import ParameterPack
+from kanpinn.training.replay import recorder_on
 from kanpinn.training.run_options import RunOptions
 from kanpinn.training.smoothing import Roughness
 from kanpinn.training.starts import after_trial, in_words
@@ -100,6 +101,8 @@ class MultilevelRun:
         self._gradient = ReferenceGradient(problem)
         self.observer = observer or NullObserver()
         self.state = state or RunState()
+        tell: Callable[[str], None] = lambda text: self.observer.on_note(text)  # noqa: E731 - of then
+        self._recorder = recorder_on(options.device, tell) if options.graphs else None
         problem.check()
         self._measures = Measures(problem, problem, self._gradient)
         self._drawing = self._new_drawing()
@@ -386,7 +389,7 @@ class MultilevelRun:
             ),
             self._roughness(system),
             self.memory(False),
-            options.graphs,
+            self._recorder,
         )
 
     def n_points(self, block: ResidualBlock, level: Level, extensions: int = 0) -> int:

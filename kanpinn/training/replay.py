@@ -8,14 +8,15 @@ of the host's decisions: an evaluation must take the same ones each time, and re
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from kanpinn.training.block_data import BlockData
 from kanpinn.training.objective import SystemObjective
 from kanpinn.training.squares import Squares
 
@@ -47,14 +48,16 @@ class CudaGraph:
 
     def __init__(self, function: Callable[[], Any], device: torch.device) -> None:
         with torch.cuda.device(device):
-            here, aside = torch.cuda.current_stream(), torch.cuda.Stream()
+            here, aside = torch.cuda.current_stream(), _beside(device)
             aside.wait_stream(here)
             with torch.cuda.stream(aside):
                 for _ in range(WARM_UPS):
                     function()
+                with _waits_refused():  # a capture that is refused half-way is hard to undo
+                    function()
             here.wait_stream(aside)
             self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph):
+            with torch.cuda.stream(here), torch.cuda.graph(self.graph):
                 self.result = function()
 
     def replay(self) -> None:
@@ -62,8 +65,65 @@ class CudaGraph:
         self.graph.replay()
 
 
-Recorder = Callable[[Callable[[], Any], torch.device], Recording]
-RECORDERS: dict[str, Recorder] = {"cuda": CudaGraph}  # by type of device
+@cache
+def _beside(device: torch.device) -> torch.cuda.Stream:
+    """A stream to warm up on, one for good: what libraries keep is kept by stream."""
+    return torch.cuda.Stream(device)
+
+
+@contextmanager
+def _waits_refused() -> Iterator[None]:
+    """Raise where the host would wait for a GPU."""
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
+RECORDERS: dict[str, Callable[[Callable[[], Any], torch.device], Recording]] = {
+    "cuda": CudaGraph  # by type of device
+}
+
+
+@dataclass
+class Recorder:
+    """Makes a run's recordings, until one cannot be made.
+
+    Attributes:
+        device: where the networks are.
+        tell: hears of what cannot be recorded; all evaluations are launched by operators then.
+    """
+
+    device: torch.device
+    tell: Callable[[str], None]
+    failed: bool = False
+
+    def record(self, function: Callable[[], Any]) -> Recording | None:
+        """The recording of a function; ``None`` if there cannot be one."""
+        if self.failed:
+            return None
+        try:
+            return RECORDERS[self.device.type](function, self.device)
+        except RuntimeError as error:
+            self.failed, cause = True, _first_cause(error)
+            reason = str(cause).strip().partition("\n")[0]
+            self.tell(f"evaluations could not be recorded, and are launched by operators: {reason}")
+            return None
+
+
+def recorder_on(device: torch.device, tell: Callable[[str], None]) -> Recorder | None:
+    """The recorder of a run on a device; ``None`` where a device has none."""
+    return Recorder(device, tell) if device.type in RECORDERS else None
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    """What led to an error: the end of a capture complains of it in general words."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return error
+
 
 Inputs = dict[str, dict[str, Tensor]]
 """What may change from one evaluation to the next, by its kind and name."""
@@ -88,39 +148,33 @@ class _Recorded:
 
 @dataclass
 class _Function:
-    """One of an objective's functions: what it was last asked for with, how often, its recording.
-
-    ``data`` is held, so that no other object takes its place in the key.
-    """
+    """One of an objective's functions: what it is asked for with, how often, its recording."""
 
     key: tuple[object, ...] = ()
-    data: tuple[BlockData, ...] = ()
     calls: int = 0
     recorded: _Recorded | None = None
 
 
 @dataclass
 class Recordings:
-    """The recordings of a level's objective.
+    """The recordings of a phase's objective, whose networks, points and penalty stay the same.
 
     Attributes:
         recorder: makes them.
-        tell: hears of it if one cannot be made; all evaluations are launched by operators then.
+        functions: by name.
     """
 
     recorder: Recorder
-    tell: Callable[[str], None]
-    failed: bool = False
     functions: dict[str, _Function] = field(default_factory=dict)
 
     def recorded(self, objective: SystemObjective, name: str, *more: Any) -> _Recorded | None:
         """The recording of a function, which is made now if it is time; ``None`` without."""
         function = self.functions.setdefault(name, _Function())
-        key = (*_fixed(objective), *more)
+        key = (*_shapes(objective), *more)
         if key != function.key:
-            function = self.functions[name] = _Function(key, objective.data)
+            function = self.functions[name] = _Function(key)
         function.calls += 1
-        if function.recorded is None and function.calls > EAGER_CALLS and not self.failed:
+        if function.recorded is None and function.calls > EAGER_CALLS:
             function.recorded = self._record(objective, name, *more)
         return function.recorded
 
@@ -137,12 +191,8 @@ class Recordings:
             twin.meter.take()
             return getattr(twin, name)(theta, *more)
 
-        try:
-            recording = self.recorder(once, theta.device)
-        except RuntimeError as error:
-            self.failed = True
-            reason = str(error).strip().partition("\n")[0]
-            self.tell(f"evaluations could not be recorded, and are launched by operators: {reason}")
+        recording = self.recorder.record(once)
+        if recording is None:
             return None
         return _Recorded(recording, inputs, twin, twin.meter.operations)
 
@@ -154,7 +204,7 @@ class ReplayedObjective(SystemObjective):
     what that one gives is overwritten by its next call.
 
     Args:
-        recordings: of this level.
+        recordings: of this phase.
         more: what the objective itself is made of.
     """
 
@@ -214,15 +264,13 @@ def _inputs(objective: SystemObjective) -> Inputs:
     }
 
 
-def _fixed(objective: SystemObjective) -> Sequence[object]:
-    """What a recording rests on: where this is another, there has to be another recording."""
-    shapes = [
+def _shapes(objective: SystemObjective) -> tuple[object, ...]:
+    """Of all that may change from call to call: with others there has to be another recording."""
+    return tuple(
         (kind, name, tuple(tensor.shape), tensor.dtype)
         for kind, tensors in _inputs(objective).items()
         for name, tensor in tensors.items()
-    ]
-    weight = objective.penalty.weight if objective.penalty else None
-    return (objective.pack.layout, weight, *shapes, *(id(data) for data in objective.data))
+    )
 
 
 def _twin(

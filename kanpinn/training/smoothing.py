@@ -82,7 +82,7 @@ class Penalty:
     """
 
     def __init__(self, weight: float, roughness: Roughness) -> None:
-        self.weight, self.roughness, self._root = weight, roughness, math.sqrt(weight)
+        self.roughness, self._root = roughness, math.sqrt(weight)
 
     def rows(self) -> Tensor:
         """The rows ``(m,)`` whose sum of squares is the penalty; differentiable."""

@@ -15,7 +15,7 @@ from kanpinn.training.objective import SystemObjective
 from kanpinn.training.options import TrainingOptions
 from kanpinn.training.parameters import ParameterPack
 from kanpinn.training.phase_options import AdamPhase, Phase
-from kanpinn.training.replay import RECORDERS, Recordings, ReplayedObjective
+from kanpinn.training.replay import Recorder, Recordings, ReplayedObjective
 from kanpinn.training.smoothing import Penalty
 from kanpinn.training.state import RunState
 from kanpinn.training.weighting import Weighting
@@ -29,7 +29,6 @@ class Stage:
         context: networks, points, and what judges them.
         state: says which stage it is; never changed here.
         weighting: weights that change with training.
-        tell: hears of what goes wrong.
     """
 
     def __init__(
@@ -38,12 +37,10 @@ class Stage:
         context: LevelContext,
         state: RunState,
         weighting: Weighting,
-        tell: Callable[[str], None],
     ) -> None:
         self.options, self.context, self.state = options, context, state
         self.weighting = weighting
-        recorder = RECORDERS.get(context.device.type) if context.graphs else None
-        self.recordings = Recordings(recorder, tell) if recorder else None
+        self._recordings: tuple[int, Recordings] | None = None  # and the phase they are of
 
     @property
     def weight(self) -> float | None:
@@ -60,8 +57,8 @@ class Stage:
     def objective(self, phase: Phase, pack: ParameterPack) -> SystemObjective:
         """What the next step of a phase minimises: all points, or its mini-batch."""
         kind: Callable[..., SystemObjective] = SystemObjective
-        if self.recordings is not None:
-            kind = partial(ReplayedObjective, self.recordings)
+        if self.context.recorder is not None:
+            kind = partial(ReplayedObjective, self._recordings_now(self.context.recorder))
         return kind(
             self.context.system,
             pack,
@@ -72,6 +69,12 @@ class Stage:
             self.weighting.factors(),
             penalty=self.penalty,
         )
+
+    def _recordings_now(self, recorder: Recorder) -> Recordings:
+        """The phase's recordings; those of the one before are dropped, with their memory."""
+        if self._recordings is None or self._recordings[0] != self.state.phase:
+            self._recordings = self.state.phase, Recordings(recorder)
+        return self._recordings[1]
 
     def _batch(self, phase: Phase) -> dict[str, Tensor]:
         """Rows of the next step's mini-batch by block, where it is not all of them."""
