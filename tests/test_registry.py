@@ -180,7 +180,7 @@ def test_source(folder: Path) -> None:
         ("x = 1\nclass P(:\n", "bad.py:2: SyntaxError: "),
         ("import json\njson.loads('{')\n", "bad.py:2: JSONDecodeError: "),
         ("raise SystemExit(3)\n", "bad.py:1: SystemExit: 3"),
-        ("\0", "bad.py:1: SyntaxError: source code string cannot contain null bytes"),
+        ("\0", "Error: source code string cannot contain null bytes"),
         ("\udcff", "bad.py:1: SyntaxError: "),
     ],
 )

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from kanpinn.api.planning import check_memory
+from kanpinn.api.memory_needs import check_memory
 from kanpinn.config import (
     RunConfig,
     load_config,
