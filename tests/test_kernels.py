@@ -42,14 +42,16 @@ def layer(
     dtype: torch.dtype,
     outputs: int = 5,
     basis: type[SplineLayer | PowerReluLayer] = SplineLayer,
+    channels: int = 2,
 ) -> Any:
-    """A layer with two channels and random coefficients."""
+    """A layer with random coefficients, whose channels have two sets of knots in turn."""
     points = {
         "uniform": ([-1, -0.6, -0.2, 0.2, 0.6, 1],) * 2,
         "unequal": ([-1, -0.5, 0, 0.5, 1], [-1, -0.75, -0.5, -0.25, 0, 0.25, 0.5, 0.75, 1]),
         "arbitrary": ([-1, -0.7, -0.1, 0.3, 0.5, 1], [-1, 0.25, 1]),
     }[kind]
-    knots = Knots.from_breakpoints(order, [torch.tensor(t, dtype=torch.float64) for t in points])
+    in_turn = itertools.islice(itertools.cycle(points), channels)
+    knots = Knots.from_breakpoints(order, [torch.tensor(t, dtype=torch.float64) for t in in_turn])
     made = basis(knots, outputs, settings)
     generator = torch.Generator().manual_seed(order)
     with torch.no_grad():
@@ -59,10 +61,10 @@ def layer(
     return made.to(dtype)
 
 
-def jets(spec: JetSpec, dtype: torch.dtype, points: int = 37) -> torch.Tensor:
+def jets(spec: JetSpec, dtype: torch.dtype, points: int = 37, channels: int = 2) -> torch.Tensor:
     """Random input jets; some values lie outside the knots."""
     generator = torch.Generator().manual_seed(7)
-    shape = (spec.n_components, points, 2)
+    shape = (spec.n_components, points, channels)
     z = 0.8 * torch.randn(shape, generator=generator, dtype=torch.float64)
     return z.to(dtype).requires_grad_()
 
@@ -183,14 +185,44 @@ def test_a_jacobian_without_features(order: int, outputs: int) -> None:
 
 
 @needs_compiler
-@pytest.mark.parametrize("outputs", [1, 3, 8, 17])
-def test_any_number_of_outputs_and_points(outputs: int) -> None:
-    spec = SPECS["laplacian"]
+@pytest.mark.parametrize("outputs", [1, 3, 8, 17, 56, 64])
+@pytest.mark.parametrize("name", ["values", "laplacian", "second"])
+def test_any_number_of_outputs_and_points(outputs: int, name: str) -> None:
+    spec = SPECS[name]
     for points in (1, 15, 16, 33):
         settings = KnotLayerSettings(squash="tanh", base="silu")
         made = layer(4, "uniform", settings, torch.float64, outputs)
         found = differences(made, spec, jets(spec, torch.float64, points))
         assert max(found.values()) < 1e-12, (points, found)
+
+
+@needs_compiler
+@pytest.mark.parametrize("channels", [1, 7, 8, 19, 33])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_any_number_of_channels(channels: int, dtype: torch.dtype) -> None:
+    spec = SPECS["laplacian"]
+    for squash, outputs, points in (("tanh", 1, 33), ("tanh", 6, 32), (None, 3, 17)):
+        made = layer(
+            4, "unequal", KnotLayerSettings(squash=squash), dtype, outputs, SplineLayer, channels
+        )
+        found = differences(made, spec, jets(spec, dtype, points, channels))
+        assert max(found.values()) < 4e4 * torch.finfo(dtype).eps, (squash, points, found)
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_the_squash_is_accurate_everywhere(dtype: torch.dtype) -> None:
+    # Splines whose coefficients are the averages of their knots are the identity.
+    knots = Knots.uniform_grid(4, 1, 1)
+    made = SplineLayer(knots, 1, KnotLayerSettings(squash="tanh")).to(dtype)
+    with torch.no_grad():
+        made.coefficients.copy_(torch.linspace(-3, 3, 4)[None])
+    sizes = torch.logspace(-12, 2, 400, dtype=torch.float64)
+    special = torch.tensor([0.0, torch.inf, -torch.inf, torch.nan], dtype=torch.float64)
+    z = torch.cat([sizes, -sizes, special]).to(dtype)
+    y = made.forward(z[None, :, None], SPECS["values"])[0, :, 0]
+    eps = torch.finfo(dtype).eps
+    torch.testing.assert_close(y.double(), z.double().tanh(), rtol=0, atol=6 * eps, equal_nan=True)
 
 
 @needs_compiler

@@ -1,6 +1,6 @@
 """The compiled kernels: built once with the machine's C++ compiler, then found in a cache.
 
-The source has a plain C interface and needs no header but the standard library's, so that it
+The source has a plain C interface and needs none but the standard library, so that it
 compiles in seconds and fits every build of PyTorch.
 """
 
@@ -28,6 +28,7 @@ SWITCH = "KANPINN_KERNELS"  # "torch" turns the compiled kernels off
 COMPILERS = ("g++", "clang++", "c++")
 # With the second set where the first is refused: not every compiler knows the machine it runs on.
 FLAGS = (("-march=native",), ())
+SOURCE = "spline_layer.cpp"  # includes the headers beside it
 COMMON = ("-std=c++17", "-O3", "-shared", "-fPIC", "-Wno-ignored-attributes")
 PATIENCE = 300  # seconds a compiler may take
 
@@ -111,15 +112,19 @@ def _compiled(compiler: str, tell: Callable[[str], None]) -> ctypes.CDLL:
     version = subprocess.run(
         [compiler, "--version"], capture_output=True, text=True, check=True, timeout=PATIENCE
     ).stdout.partition("\n")[0]
-    with as_file(files("kanpinn.kernels") / "spline_layer.cpp") as source:
+    with as_file(files("kanpinn.kernels")) as folder:
         key = hashlib.sha256()
-        for part in (source.read_bytes(), version.encode(), repr((COMMON, FLAGS)).encode()):
+        sources = sorted(path for path in folder.iterdir() if path.suffix in (".cpp", ".h"))
+        texts = (path.read_bytes() for path in sources)
+        for part in (*texts, version.encode(), repr((COMMON, FLAGS)).encode()):
             key.update(part)
         key.update(_processor())
         target = cache_folder() / f"kernels-{key.hexdigest()[:20]}.so"
         if not target.exists():
-            tell(f"compiling the kernels with {compiler} (once on this machine, about 15 seconds)")
-            _build(compiler, source, target)
+            tell(
+                f"compiling the kernels with {compiler} (once on this machine, about half a minute)"
+            )
+            _build(compiler, folder / SOURCE, target)
     return ctypes.CDLL(str(target))
 
 

@@ -17,7 +17,7 @@ class LocalFeatures:
 
     Args:
         z: input jets ``(K, n, channels)``, without gradient.
-        squashed: ``tanh(z[0])`` where it stands in front of the basis.
+        squash: whether ``tanh`` stands in front of the basis.
         packed: pieces of the basis, fixed.
         spec: names the components.
         n_features: ``f``, length of the flat feature axis.
@@ -26,23 +26,24 @@ class LocalFeatures:
     def __init__(
         self,
         z: Tensor,
-        squashed: Tensor | None,
+        squash: bool,
         packed: PackedPieces,
         spec: JetSpec,
         n_features: int,
     ) -> None:
-        self.z, self.squashed = z, squashed
+        self.z, self.squash = z, squash
         self.packed, self.spec, self.n_features = packed, spec, n_features
 
     @property
     def numbers(self) -> int:
         """How many are held."""
-        return self.z.numel() + (0 if self.squashed is None else self.squashed.numel())
+        return self.z.numel()
 
     def at(self, points: slice) -> LocalFeatures:
         """Those of some of the points."""
-        squashed = None if self.squashed is None else self.squashed[points]
-        return LocalFeatures(self.z[:, points], squashed, self.packed, self.spec, self.n_features)
+        return LocalFeatures(
+            self.z[:, points], self.squash, self.packed, self.spec, self.n_features
+        )
 
     @property
     def sparsity(self) -> float:
@@ -98,4 +99,4 @@ class LocalFeatures:
         library = kernels().library
         assert library is not None
         shape = (outputs, self.n_features)
-        run(library, self.packed, self.spec, shape, self.z, self.squashed, tensors, row)
+        run(library, self.packed, self.spec, shape, self.z, self.squash, tensors, row)

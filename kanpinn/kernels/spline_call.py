@@ -45,7 +45,7 @@ class _Knots(ctypes.Structure):
 
 class _Arrays(ctypes.Structure):
     _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("z", "squashed", "weights", "y", "y_adjoint")),
+        *((name, ctypes.c_void_p) for name in ("z", "weights", "y", "y_adjoint")),
         *((name, ctypes.c_void_p) for name in ("z_adjoint", "weights_adjoint")),
         *((name, ctypes.c_void_p) for name in ("tables_adjoint", "shift_adjoint")),
         *((name, ctypes.c_void_p) for name in ("used", "columns", "rows")),
@@ -108,7 +108,7 @@ def compiles(z: Tensor) -> bool:
     return z.device.type == "cpu" and z.dtype in TYPES and kernels().library is not None
 
 
-READ = ("z", "squashed", "weights", "y_adjoint", "columns")
+READ = ("z", "weights", "y_adjoint", "columns")
 OTHER_TYPES = {"used": torch.uint8, "columns": torch.int64}  # than that of the inputs
 
 
@@ -118,7 +118,7 @@ def run(
     spec: JetSpec,
     weights_shape: Sequence[int],
     z: Tensor,
-    squashed: Tensor | None,
+    squash: bool,
     tensors: Mapping[str, Tensor | None],
     row: int = 0,
 ) -> None:
@@ -130,7 +130,7 @@ def run(
         spec: names the components.
         weights_shape: ``(out, features)``.
         z: input jets ``(K, n, channels)``.
-        squashed: ``tanh(z[0])`` where the layer does so.
+        squash: whether ``tanh`` stands in front of the basis.
         tensors: what else it reads and writes, by the names in ``Arrays`` of its source; what it
             writes holds zeros, or sums to add to.
         row: numbers from one row of ``rows`` to the next.
@@ -151,12 +151,12 @@ def run(
         spec.order,
         chain.n_pairs,
         chain.n_terms,
-        squashed is not None,
+        squash,
         packed.general,
         *(ctypes.addressof(array) for array in (chain.terms, chain.pair_component, chain.pair_m)),
     )
     # What is read is put in order; what is written is in order already.
-    given = {"z": z, "squashed": squashed, **tensors}
+    given = {"z": z, **tensors}
     present = {name: t for name, t in given.items() if t is not None}
     for name, t in present.items():
         expected = OTHER_TYPES.get(name, z.dtype)

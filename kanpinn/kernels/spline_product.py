@@ -45,18 +45,17 @@ class SplineProduct(torch.autograd.Function):
                 f"the compiled kernel takes jets of {spec.n_components} components in the type of "
                 f"the weights, {weights.dtype}; found {tuple(z.shape)}, {z.dtype}"
             )
-        squashed = torch.tanh(z[0]).contiguous() if squash else None
         y = z.new_zeros(len(z), z.shape[1], len(weights))
-        run(library, packed, spec, weights.shape, z, squashed, {"weights": weights, "y": y})
-        ctx.save_for_backward(z, weights, left, shift, tables, squashed)
-        ctx.library, ctx.packed, ctx.spec, ctx.reference = library, packed, spec, reference
+        run(library, packed, spec, weights.shape, z, squash, {"weights": weights, "y": y})
+        ctx.save_for_backward(z, weights, left, shift, tables)
+        ctx.library, ctx.packed, ctx.spec = library, packed, spec
+        ctx.squash, ctx.reference = squash, reference
         return y
 
     @staticmethod
     def backward(ctx: Any, adjoint: Tensor) -> tuple[Tensor | None, ...]:
         """Adjoints of the tensors."""
-        z, weights, left, shift, tables, squashed = ctx.saved_tensors
-        inputs = (z, weights, left, shift, tables)
+        inputs = z, weights, *_ = ctx.saved_tensors
         needed = ctx.needs_input_grad[: len(inputs)]
         rest = (None,) * 4
         if torch.is_grad_enabled():
@@ -72,7 +71,7 @@ class SplineProduct(torch.autograd.Function):
             "tables_adjoint": torch.zeros_like(packed.tables) if any(needed[2:]) else None,
         }
         tensors = {"weights": weights, "y_adjoint": adjoint, **own}
-        run(ctx.library, packed, ctx.spec, weights.shape, z, squashed, tensors)
+        run(ctx.library, packed, ctx.spec, weights.shape, z, ctx.squash, tensors)
         knots: tuple[Tensor | None, ...] = (None, None, None)
         if own["tables_adjoint"] is not None:
             of_tables = own["tables_adjoint"][..., : packed.order].permute(2, 3, 0, 1)

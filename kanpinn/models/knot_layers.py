@@ -56,7 +56,7 @@ class SplineLayer(KnotLayer):
             return super().recorded(z, spec, features)
         # Nobody asks for the derivatives of a sum over points.
         y = self._by_kernel(z, spec, self.basis, self.coefficients.detach())
-        squash = torch.tanh(z[0].detach()) if self.settings.squash else None
+        squash = self.settings.squash is not None
         packed = self._packed_pieces(self.basis)
         local = LocalFeatures(z.detach(), squash, packed, spec, self.n_spline_features)
         found: dict[str, Features] = {"coefficients": local}
