@@ -122,7 +122,7 @@ void evaluate(const Shape& shape, const T* table, T scale, Pieces<T, R>& pieces)
             const Wide<T> v = load<Wide<T>>(pieces.v + start);
             auto coefficient = [&](int k) {
                 return shape.general ? load<Wide<T>>(pieces.table[k][l] + start)
-                                     : Wide<T>{} + table[k * ROW<R> + l];
+                                     : all(table[k * ROW<R> + l]);
             };
             Wide<T> sum[H + 1] = {};
             sum[0] = coefficient(R - 1);

@@ -63,6 +63,11 @@ inline void store(T* to, V value) {
     *reinterpret_cast<V*>(to) = value;
 }
 
+template <typename T>
+inline Wide<T> all(T value) {
+    return value - Wide<T>{};  // a sum with zeros would be computed: -0 is not kept by it
+}
+
 // Has a number that is used several times stay in a register: compilers fold a load into each of its
 // uses, and run out of registers over it.
 template <typename V>
@@ -212,11 +217,11 @@ inline Wide<T> hyperbolic_tangent(Wide<T> x) {
     typedef typename Vector<typename E::Bits, LANES<T>>::Type Bits;
     constexpr T ROUND = T(1.5) * (typename E::Bits(1) << E::MANTISSA);  // the last bit counts ones
     Wide<T> y = x < 0 ? -x : x;
-    y = T(-2) * (y > E::LAST ? Wide<T>{} + E::LAST : y);  // NaN stays
+    y = T(-2) * (y > E::LAST ? all<T>(E::LAST) : y);  // NaN stays
     const Wide<T> rounded = y * T(1.4426950408889634) + ROUND, n = rounded - ROUND;
     const Wide<T> f = (y - n * E::LN2) - n * E::LN2_REST;
     static constexpr InverseFactorials<T, E::TERMS + 1> factors;
-    Wide<T> series = Wide<T>{} + factors.numbers[E::TERMS];
+    Wide<T> series = all(factors.numbers[E::TERMS]);
     for (int k = E::TERMS - 1; k > 1; --k) series = series * f + factors.numbers[k];
     const Wide<T> power = (Wide<T>)(((Bits)rounded << E::MANTISSA) +
                                     (typename E::Bits(E::BIAS) << E::MANTISSA));
