@@ -292,6 +292,20 @@ def test_jets_of_another_kind_are_refused() -> None:
         made.forward(torch.zeros(1, 9, 2, dtype=torch.float64), SPECS["laplacian"])
 
 
+@pytest.mark.parametrize("name", ["values", "laplacian"])
+@pytest.mark.parametrize("free", [False, True])
+def test_one_output_without_the_kernels(free: bool, name: str) -> None:
+    settings = KnotLayerSettings(squash="tanh", base="silu", free=free)
+    made = layer(4, "unequal", settings, torch.float64, outputs=1)
+    z = jets(SPECS[name], torch.float64)
+    with kernels_unused():
+        recorded = made.forward(z, SPECS[name]).grad_fn
+        assert "Mm" not in recorded.next_functions[0][0].name()  # no product with all functions
+        found = differences(made, SPECS[name], z)
+    assert set(found) >= {"y", "z", "coefficients", "base_weights"}
+    assert max(found.values()) < 1e-12, found
+
+
 @needs_compiler
 def test_going_without_the_kernels_for_a_while() -> None:
     spec = SPECS["values"]

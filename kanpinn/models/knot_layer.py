@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from kanpinn.jets import JetSpec
 from kanpinn.kernels import KERNEL_SQUASHES, PackedPieces, SplineProduct
-from kanpinn.models.layer import Layer, apply_elementwise, scatter_features
-from kanpinn.models.spline_features import combine
+from kanpinn.models.layer import Layer, apply_elementwise
+from kanpinn.models.spline_features import combine, scatter_features
 from kanpinn.splines import (
     Knots,
     SplineBasis,

@@ -11,8 +11,13 @@ from torch import Tensor
 from kanpinn.jets import JetSpec
 from kanpinn.kernels import LocalFeatures
 from kanpinn.models.features import DenseFeatures, Features
-from kanpinn.models.knot_layer import KnotLayer, recorded_features
-from kanpinn.models.spline_features import SplineFeatures, combine
+from kanpinn.models.knot_layer import KnotLayer
+from kanpinn.models.spline_features import (
+    SplineFeatures,
+    combine,
+    contract_locally,
+    scatter_features,
+)
 from kanpinn.splines import (
     Knots,
     PowerReluBasis,
@@ -66,11 +71,32 @@ class SplineLayer(KnotLayer):
             y = y + base @ self.base_weights.mT
         return (y if y.requires_grad else y.requires_grad_()), found, {}
 
+    def forward(self, z: Tensor, spec: JetSpec) -> Tensor:
+        """Output jets; one output needs no functions that are zero.
+
+        On a GPU it is made from all of them all the same: the sums of a gradient with respect to
+        chosen coefficients have no fixed order there.
+        """
+        if self.out_width > 1 or z.device.type != "cpu" or not self.needs_features(z):
+            return super().forward(z, spec)
+        z = self._squashed(z, spec)
+        y = contract_locally(*self._local_features(z, spec, self.basis), self.coefficients)
+        if self.settings.base:
+            y = y + self._base_features(z, spec) @ self.base_weights.mT
+        return y
+
     def _basis_features(self, z: Tensor, spec: JetSpec, basis: SplineBasis) -> Tensor:
+        return scatter_features(*self._local_features(z, spec, basis), self.n_spline_features)
+
+    def _local_features(
+        self, z: Tensor, spec: JetSpec, basis: SplineBasis
+    ) -> tuple[Tensor, Tensor]:
+        """Feature jets ``(K, n, channels, r)`` that are not zero, and the first one's number."""
         if not self.settings.free and spec.n_components > 1:
-            features: Tensor = SplineFeatures.apply(z, basis, spec, self.n_spline_features)
-            return features
-        return recorded_features(z, spec, basis)
+            local, first = SplineFeatures.apply(z, basis, spec)
+            return local, first
+        first, values = basis.local(z[0], spec.order)  # (n, P), (D+1, n, P, r)
+        return combine(values, z[..., None], spec), first
 
     def _as_splines(self) -> tuple[SplineBasis, Tensor]:
         return self.basis, self.coefficients

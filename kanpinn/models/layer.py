@@ -10,7 +10,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor, nn
 
 from kanpinn.jets import JetSpec, compose
@@ -174,20 +173,3 @@ class Network(nn.Module, ABC):
 def apply_elementwise(name: str, z: Tensor, spec: JetSpec) -> Tensor:
     """Jets of an elementwise function named in :data:`kanpinn.jets.FUNCTIONS`."""
     return compose(z, FUNCTIONS[name](z[0], spec.order), spec)
-
-
-def scatter_features(local: Tensor, first: Tensor, n_features: int) -> Tensor:
-    """Spread the ``r`` non-zero features of each channel over the flat feature axis.
-
-    Args:
-        local: ``(K, n, channels, r)``.
-        first: flat index of each channel's first non-zero feature, ``(n, channels)``.
-        n_features: length of the flat feature axis.
-
-    Returns:
-        ``(K, n, n_features)``.
-    """
-    k, n, channels, r = local.shape
-    index = (first[..., None] + torch.arange(r, device=first.device)).reshape(1, n, channels * r)
-    dense = local.new_zeros(k, n, n_features)
-    return dense.scatter(2, index.expand(k, -1, -1), local.reshape(k, n, channels * r))

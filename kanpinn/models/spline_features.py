@@ -17,30 +17,27 @@ from kanpinn.splines import SplineBasis
 
 
 class SplineFeatures(torch.autograd.Function):
-    """``(K, n, n_features)`` feature jets of ``z``, ``(K, n, channels)``, on fixed knots.
+    """The ``r`` feature jets of each channel that are not zero, of ``z`` on fixed knots.
 
-    Once differentiable: jets replace derivatives of derivatives.
+    From ``z`` ``(K, n, channels)`` to features ``(K, n, channels, r)`` and the flat index of the
+    first of them, ``(n, channels)``. Once differentiable: jets replace derivatives of derivatives.
     """
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, basis: SplineBasis, spec: JetSpec, n_features: int) -> Tensor:
+    def forward(ctx: Any, z: Tensor, basis: SplineBasis, spec: JetSpec) -> tuple[Tensor, Tensor]:
         """Evaluate the features; the basis is kept to one order more than they need."""
         first, values = basis.local(z[0], spec.order + 1)  # (n, P), (D+2, n, P, r)
-        index = _flat_index(first, values.shape[-1])
-        local = combine(values, z[..., None], spec)  # (K, n, P, r)
-        ctx.save_for_backward(z, values, index)
+        ctx.save_for_backward(z, values)
+        ctx.mark_non_differentiable(first)
         ctx.spec = spec
-        dense = local.new_zeros(len(local), len(first), n_features)
-        return dense.scatter_(2, index.expand(len(local), -1, -1), local.flatten(2))
+        return combine(values, z[..., None], spec), first
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, adjoint: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, adjoint: Tensor, _: None) -> tuple[Tensor, None, None]:
         """Adjoint of ``z`` from that of the features."""
-        z, values, index = ctx.saved_tensors
-        k, n, channels = z.shape
-        local = adjoint.gather(2, index.expand(k, -1, -1)).view(k, n, channels, -1)
-        return _adjoint(local, z, values, ctx.spec), None, None, None
+        z, values = ctx.saved_tensors
+        return _adjoint(adjoint, z, values, ctx.spec), None, None
 
 
 def combine(values: Tensor, z: Tensor, spec: JetSpec) -> Tensor:
@@ -60,6 +57,38 @@ def combine(values: Tensor, z: Tensor, spec: JetSpec) -> Tensor:
         parts = [derivatives[m] * factor for m, factor in factors.items()]
         rows.append(sum(parts[1:], parts[0]))
     return torch.stack(rows)
+
+
+def scatter_features(local: Tensor, first: Tensor, n_features: int) -> Tensor:
+    """Spread the ``r`` non-zero features of each channel over the flat feature axis.
+
+    Args:
+        local: ``(K, n, channels, r)``.
+        first: flat index of each channel's first non-zero feature, ``(n, channels)``.
+        n_features: length of the flat feature axis.
+
+    Returns:
+        ``(K, n, n_features)``.
+    """
+    k, n = local.shape[:2]
+    index = _flat_index(first, local.shape[-1]).expand(k, -1, -1)
+    return local.new_zeros(k, n, n_features).scatter_(2, index, local.flatten(2))
+
+
+def contract_locally(local: Tensor, first: Tensor, coefficients: Tensor) -> Tensor:
+    """Output jets of a layer with one output from its non-zero features alone.
+
+    Args:
+        local: ``(K, n, channels, r)``.
+        first: flat index of each channel's first non-zero feature, ``(n, channels)``.
+        coefficients: ``(1, n_features)``.
+
+    Returns:
+        ``(K, n, 1)``.
+    """
+    index = _flat_index(first, local.shape[-1])
+    chosen = coefficients.gather(1, index.view(1, -1)).view(index.shape)  # (1, n, P r)
+    return (local.flatten(2) * chosen).sum(-1, keepdim=True)
 
 
 def _flat_index(first: Tensor, r: int) -> Tensor:
