@@ -250,14 +250,14 @@ def test_the_host_waits_twice_for_a_step_of_levenberg_marquardt(
 def test_nothing_between_steps_of_adam_waits(other: torch.device) -> None:
     """With attention, on batches: ten more steps between two lines take no wait more."""
     counts = []
-    for steps in (20, 30):
+    for steps in (20, 20, 30):  # the first run fills what later ones find in place
         phase = replace(ADAM, steps=steps, batch=9)
         chosen = options(phase, attention=ATTENTION)
         chosen = replace(chosen, training=replace(chosen.training, levels=1, log_every=100))
         with kernels_unused(), waits(other) as found:
             MultilevelRun(Coupled(), replace(chosen, device=other, graphs=False)).run()
         counts.append(len(found))
-    assert 0 < counts[0] == counts[1]
+    assert 0 < counts[1] == counts[2]
 
 
 def test_other_shapes_take_another_recording(

@@ -247,15 +247,29 @@ template <typename T, int R>
 struct ManyOutputs {
     const Shape& shape;
     int64_t width, stride;
+    bool far;
     Numbers<T> weights, gathered, tile;
 
     ManyOutputs(const Shape& shape, const Arrays<T>& arrays)
         : shape(shape), width(padded_width<T>(shape)), stride(shape.components * width),
+          far(shape.features / shape.channels * width * int64_t(sizeof(T)) > 32768),
           weights(padded_weights(shape, arrays.weights, width)),
           gathered(arrays.weights_adjoint ? shape.features * width : 0, T(0)),
           tile(TILE * stride, T(0)) {}
 
     void clear() { std::memset(tile.data(), 0, sizeof(T) * tile.size()); }
+
+    // A point's rows of `matrix`. Where a channel has more of them than the first-level cache holds,
+    // those of a point to come are called for, since nothing else foretells them.
+    template <typename U>
+    U* rows(U* matrix, const Pieces<T, R>& pieces, int64_t first, int t, int count) const {
+        constexpr int AHEAD = 2, LINE = 64 / sizeof(T);
+        if (far && t + AHEAD < count) {
+            const T* next = matrix + (first + pieces.interval[t + AHEAD]) * width;
+            for (int64_t i = 0; i < R * width; i += LINE) __builtin_prefetch(next + i);
+        }
+        return matrix + (first + pieces.interval[t]) * width;
+    }
 
     void read(const T* y, int64_t start, int count) {
         for (int t = 0; t < count; ++t)
@@ -275,10 +289,10 @@ struct ManyOutputs {
     void add(const Pieces<T, R>& pieces, int64_t first, int count) {
         for (int t = 0; t < count; ++t) {
             const T* local = pieces.local.data() + t;
-            const T* rows = weights.data() + (first + pieces.interval[t]) * width;
+            const T* w = rows(weights.data(), pieces, first, t, count);
             T* y = tile.data() + t * stride;
             in_registers<T>(shape, width, [&](auto n, int64_t k, auto m, int64_t q) {
-                contract<T, R, n, m>(local + k * R * TILE, rows + q, width, y + k * width + q);
+                contract<T, R, n, m>(local + k * R * TILE, w + q, width, y + k * width + q);
             });
         }
     }
@@ -286,10 +300,10 @@ struct ManyOutputs {
     void add_to_weights(const Pieces<T, R>& pieces, int64_t first, int count) {
         for (int t = 0; t < count; ++t) {
             const T* local = pieces.local.data() + t;
-            T* rows = gathered.data() + (first + pieces.interval[t]) * width;
+            T* w = rows(gathered.data(), pieces, first, t, count);
             const T* y = tile.data() + t * stride;
             in_registers<T>(shape, width, [&](auto n, int64_t k, auto m, int64_t q) {
-                gather_weights<T, R, n, m>(local + k * R * TILE, y + k * width + q, width, rows + q);
+                gather_weights<T, R, n, m>(local + k * R * TILE, y + k * width + q, width, w + q);
             });
         }
     }
@@ -297,10 +311,10 @@ struct ManyOutputs {
     void features_adjoint(Pieces<T, R>& pieces, int64_t first, int count) {
         for (int t = 0; t < count; ++t) {
             T* adjoint = pieces.adjoint.data() + t;
-            const T* rows = weights.data() + (first + pieces.interval[t]) * width;
+            const T* w = rows(weights.data(), pieces, first, t, count);
             const T* y = tile.data() + t * stride;
             in_groups<REGISTERS / 8>(shape.components, [&](auto n, int64_t k) {
-                gather_local<T, R, n>(y + k * width, rows, width, adjoint + k * R * TILE);
+                gather_local<T, R, n>(y + k * width, w, width, adjoint + k * R * TILE);
             });
         }
     }

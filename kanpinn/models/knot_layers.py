@@ -77,7 +77,7 @@ class SplineLayer(KnotLayer):
         On a GPU it is made from all of them all the same: the sums of a gradient with respect to
         chosen coefficients have no fixed order there.
         """
-        if self.out_width > 1 or z.device.type != "cpu" or not self.needs_features(z):
+        if self.out_width > 1 or z.is_cuda or not self.needs_features(z):
             return super().forward(z, spec)
         z = self._squashed(z, spec)
         y = contract_locally(*self._local_features(z, spec, self.basis), self.coefficients)
