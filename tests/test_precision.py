@@ -156,22 +156,30 @@ def test_a_level_is_in_its_type_in_all_its_parts() -> None:
         assert record.change is not None and np.isfinite(record.change)
 
 
-@pytest.mark.parametrize("last", ["float64", "float32"])
-def test_final_error_is_that_of_double_precision(last: str, tmp_path: Path) -> None:
-    """float32 on the first of three levels costs nothing; on the last one it would."""
-    errors = {}
-    for name, precision in {"plain": None, "mixed": ["float32", "float64", last]}.items():
-        result = kanpinn.solve(changed(precision=precision), out=tmp_path / name)
-        assert result.rel_l2 is not None
-        levels = result.solution.levels
-        errors[name] = result.levels[-1]["rel_l2"]
-        kinds = [next(level.model.parameters()).dtype for level in levels]
-        assert kinds[0] is (SINGLE if precision else DOUBLE) and kinds[1] is DOUBLE
-    assert errors["plain"] < 1e-6
-    if last == "float64":
-        assert errors["mixed"] <= 2 * errors["plain"]
-    else:
-        assert errors["mixed"] > 2 * errors["plain"]
+def solve_anew(tmp_path: Path, seed: int, **training: Any) -> kanpinn.SolveResult:
+    config = {**changed(**training), "seed": seed}
+    return kanpinn.solve(config, out=tmp_path / f"run{len(list(tmp_path.iterdir()))}")
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_the_last_level_reaches_what_its_type_can(seed: int, tmp_path: Path) -> None:
+    """More parameters than points: nothing but round-off bounds the loss from below."""
+    losses = {}
+    for last in ("float64", "float32"):
+        result = solve_anew(tmp_path, seed, precision=["float32", "float64", last])
+        kinds = [next(level.model.parameters()).dtype for level in result.solution.levels]
+        assert kinds[:2] == [SINGLE, DOUBLE]
+        losses[last] = result.levels[-1]["loss"]
+    assert losses["float64"] < 1e-16 and losses["float32"] > 1e-14
+
+
+def test_float32_early_costs_adam_nothing(tmp_path: Path) -> None:
+    phases = [{"optimiser": "adam", "steps": 100}]
+    plain, mixed = (
+        solve_anew(tmp_path, 1, phases=phases, precision=precision)
+        for precision in (None, ["float32", "float64"])
+    )
+    assert mixed.levels[-1]["rel_l2"] == pytest.approx(plain.levels[-1]["rel_l2"], rel=1e-3)
 
 
 # --- going on exactly -----------------------------------------------------------------------------
