@@ -170,7 +170,7 @@ def test_the_last_level_reaches_what_its_type_can(seed: int, tmp_path: Path) -> 
         kinds = [next(level.model.parameters()).dtype for level in result.solution.levels]
         assert kinds[:2] == [SINGLE, DOUBLE]
         losses[last] = result.levels[-1]["loss"]
-    assert losses["float64"] < 1e-16 and losses["float32"] > 1e-14
+    assert losses["float64"] < 1e-2 * losses["float32"]
 
 
 def test_float32_early_costs_adam_nothing(tmp_path: Path) -> None:
