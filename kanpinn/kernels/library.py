@@ -1,7 +1,7 @@
 """The compiled kernels: built once with the machine's C++ compiler, then found in a cache.
 
-The source has a plain C interface and needs none but the standard library, so that it
-compiles in seconds and fits every build of PyTorch.
+The source has a plain C interface and includes nothing but its own headers and the standard
+library's, so that it compiles without PyTorch and fits every build of it.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from kanpinn.jets import JetSpec
 from kanpinn.kernels import KERNEL_SQUASHES, PackedPieces, SplineProduct
 from kanpinn.models.layer import Layer, apply_elementwise
-from kanpinn.models.spline_features import combine, scatter_features
+from kanpinn.models.spline_features import local_features, scatter_features
 from kanpinn.splines import (
     Knots,
     SplineBasis,
@@ -308,6 +308,4 @@ class KnotLayer(Layer):
 
 def recorded_features(z: Tensor, spec: JetSpec, basis: SplineBasis) -> Tensor:
     """Feature jets ``(K, n, n_features)`` of squashed inputs, by recorded operations."""
-    first, values = basis.local(z[0], spec.order)  # (n, P), (D+1, n, P, r)
-    local = combine(values, z[..., None], spec)  # (K, n, P, r)
-    return scatter_features(local, first, basis.n_features)
+    return scatter_features(*local_features(z, spec, basis), basis.n_features)

@@ -16,6 +16,7 @@ from kanpinn.models.spline_features import (
     SplineFeatures,
     combine,
     contract_locally,
+    local_features,
     scatter_features,
 )
 from kanpinn.splines import (
@@ -95,8 +96,7 @@ class SplineLayer(KnotLayer):
         if not self.settings.free and spec.n_components > 1:
             local, first = SplineFeatures.apply(z, basis, spec)
             return local, first
-        first, values = basis.local(z[0], spec.order)  # (n, P), (D+1, n, P, r)
-        return combine(values, z[..., None], spec), first
+        return local_features(z, spec, basis)
 
     def _as_splines(self) -> tuple[SplineBasis, Tensor]:
         return self.basis, self.coefficients

@@ -59,6 +59,12 @@ def combine(values: Tensor, z: Tensor, spec: JetSpec) -> Tensor:
     return torch.stack(rows)
 
 
+def local_features(z: Tensor, spec: JetSpec, basis: SplineBasis) -> tuple[Tensor, Tensor]:
+    """What :class:`SplineFeatures` gives, by recorded operations, for any knots."""
+    first, values = basis.local(z[0], spec.order)  # (n, P), (D+1, n, P, r)
+    return combine(values, z[..., None], spec), first
+
+
 def scatter_features(local: Tensor, first: Tensor, n_features: int) -> Tensor:
     """Spread the ``r`` non-zero features of each channel over the flat feature axis.
 
