@@ -26,7 +26,7 @@ solve: $(STAMP) ## solve configs/poisson.yaml (CONFIG=... for another)
 	$(BIN)/kanpinn solve $(CONFIG)
 
 test: $(STAMP) ## run the test suite, a process per core (WORKERS=0 for none)
-	$(BIN)/pytest -n $(WORKERS) --maxprocesses 8
+	$(BIN)/pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal
 
 test-slow: $(STAMP) ## run the tests marked slow
 	$(BIN)/pytest -m slow

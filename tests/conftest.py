@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from contextlib import suppress
 
 import pytest
 import torch
 from elsewhere import ELSEWHERE
-
-import kanpinn
-from kanpinn.api.study_runner import Job
-from kanpinn.errors import DivergedError
+from here import leave_pictures_blank, run_cases_here
 
 # The tests' tensors are tiny: more threads cost more than they give, and one gives the same sums
 # on every machine. OMP_NUM_THREADS in the environment says otherwise.
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # or every process a test starts compiles kanpinn
 
 
 @pytest.fixture(params=["cpu", "elsewhere", pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -36,20 +32,13 @@ def generator() -> torch.Generator:
     return torch.Generator().manual_seed(20260304)
 
 
-class HereRunner:
-    """Runs the cases of a study in this process, one after the other: it need not start anew."""
-
-    def __init__(self, at_once: int, tell: Callable[[str], None]) -> None:
-        self.errors: dict[str, str] = {}
-
-    def run(self, jobs: Sequence[Job], done: int = 0) -> dict[str, str]:
-        for job in jobs:
-            with suppress(DivergedError):
-                kanpinn.solve(job.config, out=job.run.path)
-        return self.errors
+@pytest.fixture
+def blank_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of pages that have figures, whatever these look like."""
+    leave_pictures_blank(monkeypatch)
 
 
 @pytest.fixture
 def studies_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For tests of what a study makes of its runs; test_study_runs.py has those of processes."""
-    monkeypatch.setattr("kanpinn.api.studies.StudyRunner", HereRunner)
+    """For tests of what a study makes of its runs."""
+    run_cases_here(monkeypatch)

@@ -574,7 +574,11 @@ def resumed(problem: type[Problem], chosen: RunOptions, state: RunState, steps: 
     return MultilevelRun(problem(), chosen, StopAfter(steps), saved).run()
 
 
-@pytest.mark.parametrize("name", RUNS)
+LONGER = {"auto, extended", "least squares"}
+ANY_STEP = [pytest.param(n, marks=pytest.mark.slow if n in LONGER else ()) for n in RUNS]
+
+
+@pytest.mark.parametrize("name", ANY_STEP)
 def test_interrupted_at_any_step(name: str, undisturbed: dict[str, RunState]) -> None:
     problem, chosen = RUNS[name]
     whole = undisturbed[name]

@@ -231,7 +231,11 @@ RUNS: dict[str, tuple[Problem, RunOptions]] = {
 }
 
 
-@pytest.mark.parametrize("name", RUNS)
+LONGER = {"batches, attention, ragged free knots"}
+ANY_STEP = [pytest.param(n, marks=pytest.mark.slow if n in LONGER else ()) for n in RUNS]
+
+
+@pytest.mark.parametrize("name", ANY_STEP)
 def test_interrupted_at_any_step_across_the_change(name: str, tmp_path: Path) -> None:
     """Each time through a checkpoint file, which keeps the type of every level."""
     problem, chosen = RUNS[name]

@@ -185,7 +185,7 @@ def given(page: str) -> dict[str, Any]:
     return {"kanpinn": kanpinn, "x": np.zeros((5, 2))}
 
 
-@pytest.mark.usefixtures("studies_here")
+@pytest.mark.usefixtures("studies_here", "blank_pictures")
 @pytest.mark.parametrize("page", PAGES)
 def test_page_can_be_followed(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prepare_folder(tmp_path)

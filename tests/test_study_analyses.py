@@ -19,7 +19,7 @@ from kanpinn.config import parse_study, read_yaml
 from kanpinn.errors import ConfigError, RunFolderError
 from kanpinn.study.columns import COLUMNS
 
-pytestmark = pytest.mark.usefixtures("studies_here")
+pytestmark = pytest.mark.usefixtures("studies_here", "blank_pictures")
 
 SHIPPED = sorted((Path(__file__).parent.parent / "configs" / "studies").glob("*.yaml"))
 BASE = """

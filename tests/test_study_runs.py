@@ -19,12 +19,14 @@ from kanpinn.config import parse_yaml
 from kanpinn.errors import RunFolderError
 from kanpinn.io.run_folder import RunFolder, lock
 
+pytestmark = pytest.mark.usefixtures("blank_pictures")
+
 LONG = """
 base:
   problem: {name: poisson, dimension: 1}
   model: {width: 2, order: 4, intervals: 2}
   sampling: {interior: 16, held_out: 16}
-  training: {phases: [{optimiser: adam, steps: 3000}], log_every: 500}
+  training: {phases: [{optimiser: adam, steps: 3000}], log_every: 100}
   threads: 1
   figures: false
 axes: {seed: [1, 2]}
@@ -63,7 +65,9 @@ def wait_for_lines(folder: Path, count: int) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_a_study_that_is_stopped_goes_on_with_the_same_command(
     tmp_path: Path, number: signal.Signals
 ) -> None:
@@ -163,7 +167,7 @@ def test_progress_over_the_whole_study() -> None:
 
 
 def test_a_budget_is_the_same_work_for_all_cases(tmp_path: Path) -> None:
-    text = LONG.replace("steps: 3000}], log_every: 500", "steps: 100000}], log_every: 20")
+    text = LONG.replace("steps: 3000}], log_every: 100", "steps: 100000}], log_every: 20")
     cases = "cases: {two: {training.levels: 2}, one: {training.levels: 1}}"
     text = text.replace("axes: {seed: [1, 2]}", cases).partition("variants:")[0]
     text += "budget: {of: evaluations, total: 200}\n"

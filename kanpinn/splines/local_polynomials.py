@@ -8,6 +8,7 @@ a point then costs one look-up and one Horner scheme for the values and all deri
 from __future__ import annotations
 
 import math
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -51,10 +52,15 @@ def piece_tables(order: int, extended: Tensor) -> Tensor:
     return pieces
 
 
+@cache
 def uniform_table(order: int) -> Tensor:
-    """The table ``(r, r)``, ``[l, k]``, of every interval of equally spaced knots, float64."""
-    knots = torch.arange(2.0 * order, dtype=torch.float64)[None]
-    return piece_tables(order, knots)[0, 0]
+    """The table ``(r, r)``, ``[l, k]``, of every interval of equally spaced knots, float64.
+
+    It is one tensor for all who ask: not to be written to.
+    """
+    with torch.inference_mode(False):  # or training could not use it later
+        knots = torch.arange(2.0 * order, dtype=torch.float64, device="cpu")[None]
+        return piece_tables(order, knots)[0, 0]
 
 
 def differentiate(coefficients: Tensor, times: int) -> Tensor:
