@@ -50,7 +50,7 @@ peers: .peers/.installed ## create .peers with the packages that benchmarks/ com
 	@touch $@
 
 bench: $(STAMP) ## time layers beside a baseline, a plain network and, after `make peers`, the peers
-	$(BIN)/python benchmarks/layers.py --tuned
+	$(BIN)/python benchmarks/layers.py --tuned --repeats 5 --tasks forward,backward,laplacian
 
 format: $(STAMP) ## format the code and fix what can be fixed by itself
 	$(BIN)/ruff check --fix .

@@ -21,6 +21,7 @@ class Case:
         points: in a batch, uniform in the square.
         dtype: ``float64`` or ``float32``.
         chunk: points worked on at a time by contestants whose temporaries should stay in the cache.
+        ordered: whether neighbours follow each other, as among the points that kanpinn trains on.
     """
 
     task: str = "laplacian"
@@ -30,6 +31,7 @@ class Case:
     points: int = 4096
     dtype: str = "float64"
     chunk: int = 512
+    ordered: bool = False
 
     def to_json(self) -> str:
         """For a worker's command line."""

@@ -1,9 +1,9 @@
 """How the cost of a Laplacian residual's gradient grows, and a large evaluation.
 
-Usage: python benchmarks/scaling.py [--dtype float64] [--repeats 5]
+Usage: python benchmarks/scaling.py [--dtype float64] [--repeats 5] [--series NAME,NAME]
 
-One thread. Each line changes one size of [2, 64, 64, 1], cubic, 20 intervals, 4096 points; the
-exponent is that of the power of the size fitted to the last three times.
+One thread. Each line changes one size of [2, 64, 64, 1], cubic, 20 intervals, 4096 random points;
+the exponent is that of the power of the size fitted to the last three times.
 """
 
 from __future__ import annotations
@@ -57,17 +57,25 @@ def main() -> None:
     parser.add_argument("--dtype", default="float64")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--evaluate", type=int, default=10_000_000, help="points evaluated")
+    parser.add_argument("--series", help="some of the lines, by name with commas between")
     options = parser.parse_args()
     torch.set_num_threads(1)
     base = Case(dtype=options.dtype)
     series: dict[str, tuple[Sequence[int], Callable[[int], Case]]] = {
         "points": ((1024, 4096, 16384, 65536), lambda n: replace(base, points=n)),
         "intervals": ((8, 16, 32, 64, 128, 256, 512), lambda n: replace(base, intervals=n)),
+        "intervals (points in order)": (
+            (8, 16, 32, 64, 128, 256, 512),
+            lambda n: replace(base, intervals=n, ordered=True),
+        ),
         "width": ((8, 16, 32, 64, 128, 256), lambda n: replace(base, widths=(2, n, n, 1))),
         "hidden layers": ((1, 2, 4, 8), lambda n: replace(base, widths=(2, *(64,) * n, 1))),
         "order": ((4, 5, 6, 7, 8), lambda n: replace(base, degree=n - 1)),
     }
-    evaluate(base, options.evaluate)
+    if options.series:
+        series = {name: series[name] for name in options.series.split(",")}
+    else:
+        evaluate(base, options.evaluate)
     print("| varied | milliseconds | exponent |\n|---|---|---|")
     for name, (sizes, case) in series.items():
         times = [

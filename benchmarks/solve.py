@@ -245,11 +245,15 @@ def draw(ax: Axes, name: str, results: dict[str, list[Curve]]) -> None:
 
 @style.styled
 def plot(results: dict[str, dict[str, list[Curve]]], path: Path) -> None:
-    """All problems beside each other."""
-    figure = style.new_figure(3.4 * len(results), 3.0)
-    panels = figure.subplots(1, len(results), squeeze=False)[0]
-    for ax, (name, curves) in zip(panels, results.items(), strict=True):
+    """A panel per problem, two beside each other."""
+    columns = min(len(results), 2)
+    rows = math.ceil(len(results) / columns)
+    figure = style.new_figure(3.4 * columns, 2.8 * rows)
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for ax, (name, curves) in zip(panels, results.items(), strict=False):
         draw(ax, name, curves)
+    for ax in panels[len(results) :]:
+        ax.remove()
     save_figure(figure, path.parent, path.stem, path.suffix[1:] or "png")
 
 

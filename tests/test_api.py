@@ -28,6 +28,7 @@ from kanpinn.errors import CheckpointError, ConfigError, ProblemError, RunFolder
 from kanpinn.geometry import Box, FixedPoints, Points
 from kanpinn.io.progress import Silent
 from kanpinn.io.run_folder import RunFolder, Status
+from kanpinn.kernels import kernels_expected
 from kanpinn.problem import Problem, Scaling
 from kanpinn.residuals import ResidualBlock, Site
 
@@ -208,17 +209,31 @@ def test_default_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert folders[0] != folders[1]
 
 
-def test_threads_are_given_back(tmp_path: Path) -> None:
+LARGE = ["model.widths=[2,64,1]", "model.intervals=80", "training.levels=1"]
+KNOWN = kernels_expected()  # on the CPU, by the compiled kernel
+
+
+@pytest.mark.parametrize(
+    ("overrides", "threads"),
+    [
+        ([], 1),  # a small model: its threads share the points, not every operation
+        ([*LARGE, "training.phases=[{optimiser: lbfgs, steps: 1}]"], 1 if KNOWN else 3),
+        ([*LARGE, "training.phases=[{optimiser: lm, steps: 1}]"], 3),
+        (["model={type: mlp, widths: [2, 128, 128, 1]}", "training.levels=1"], 3),
+    ],
+    ids=["small", "kernel", "matrices", "operations"],
+)
+def test_threads_are_given_back(overrides: list[str], threads: int, tmp_path: Path) -> None:
     seen = []
 
     class Watch(Silent):
-        def level(self, record: Any) -> None:
+        def begin(self, hierarchy: Any) -> None:
             seen.append(torch.get_num_threads())
 
     before = torch.get_num_threads()
-    run(tmp_path / "run", overrides=["threads=3"], display=Watch(), stop=stop_after(1),
-        on_interrupt="return")  # fmt: skip
-    assert seen == [1]  # a small model: its threads share the Jacobian, not every operation
+    run(tmp_path / "run", overrides=["threads=3", *overrides], display=Watch(),
+        stop=lambda: True, on_interrupt="return")  # fmt: skip
+    assert seen == [threads]
     assert torch.get_num_threads() == before
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from case import Case
 
+from kanpinn.geometry import neighbour_order
 from kanpinn.jets import Jet, JetSpec
 from kanpinn.models import KAN, KnotLayerSettings, KnotNetwork
 from kanpinn.models.networks import build_knot_network
@@ -33,6 +34,7 @@ def prepare(case: Case, chunk: int = CHUNK) -> Callable[[], object]:
     dtype, network = getattr(torch, case.dtype), build(case)
     generator = torch.Generator().manual_seed(1)
     x = torch.rand(case.points, case.widths[0], dtype=dtype, generator=generator) * 2 - 1
+    x = x[neighbour_order(x)] if case.ordered else x
     parameters = tuple(network.parameters())
     if case.task in ("jets", "laplacian", "jacobian"):
         spec = JetSpec.closure(case.widths[0], [], laplacian=range(case.widths[0]))

@@ -27,6 +27,7 @@ from kanpinn.training.replay import RECORDED, RECORDERS
 
 # Measured, as far as they are not plain: peaks beside those of a small run.
 DENSE_COPIES = 2  # of an inverse Hessian: before and after its update
+KERNEL_COPIES = 2  # of a layer's coefficients: they and their gradient, in the kernel's order
 ADAM_VECTORS = 6  # of the parameters' length: theta, gradient, two moments, best, trial
 STEP = 1.1  # by which bounds are tried
 
@@ -167,8 +168,10 @@ class Sizes:
         specs, n_sites = self.specs[block.name], block.region.n_sites
         direct = {"dense", "dual"} & set(self.solvers())  # whose rows are part of what they hold
         jacobian = memory.jacobian and not direct
-        numbers = row_numbers(self.system, specs, n_sites, equations, makes, jacobian)
-        return rows * numbers * self._number
+        numbers = rows * row_numbers(self.system, specs, n_sites, equations, makes, jacobian)
+        layers = [layer for name in specs for layer in self.system.parts[name].network.chain]
+        copied = [layer.coefficients.numel() for layer in layers if not makes(layer)]
+        return (numbers + KERNEL_COPIES * max(copied, default=0)) * self._number
 
     def _evaluation(self) -> float:
         """Points that errors are measured at, at once."""

@@ -22,14 +22,15 @@ from kanpinn.errors import DivergedError
 from kanpinn.io.interrupt import StopSignals
 from kanpinn.io.progress import Display, Silent
 from kanpinn.io.run_folder import RunFolder, RunObserver, RunWriter, Status, new_folder
-from kanpinn.kernels import kernels
+from kanpinn.kernels import kernels, kernels_expected
 from kanpinn.provenance import describe_problem, gather
 from kanpinn.solution import Solution
 from kanpinn.solution.origin import AnyProblem
-from kanpinn.training import RunState
+from kanpinn.training import MultilevelRun, RunState
 
 RUNS = Path("runs")
 SMALL_MODEL = 10_000  # parameters on the finest level: multiply-adds per point and jet component
+EVALUATING = ("adam", "lbfgs")  # optimisers that do little beside evaluating
 
 
 def solve(
@@ -94,20 +95,32 @@ def _place(prepared: Prepared, out: str | Path | None, resume: bool) -> RunFolde
 
 @contextmanager
 def _threads(prepared: Prepared) -> Iterator[None]:
-    """PyTorch's threads while a run goes on.
-
-    One below ``SMALL_MODEL`` parameters, where the work of an operation is not worth sharing (and
-    waiting for a busy core costs most): the threads then share the Jacobian's slabs of points.
-    """
+    """PyTorch's threads while a run goes on."""
     before = torch.get_num_threads()
-    small = prepared.run.hierarchy.levels[-1].n_parameters < SMALL_MODEL
-    number = 1 if small else prepared.config.threads
+    number = 1 if _share_points(prepared.run) else prepared.config.threads
     if number is not None:
         torch.set_num_threads(number)
     try:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def _share_points(run: MultilevelRun) -> bool:
+    """Whether threads take chunks of points, each its own, instead of sharing every operation.
+
+    So below ``SMALL_MODEL`` parameters, where the work of an operation is not worth sharing (and
+    waiting for a busy core costs most), and where the compiled kernel evaluates all layers, since a
+    call of it has one thread. Optimisers with large matrices need all threads for an operation.
+    """
+    level, options = run.hierarchy.levels[-1], run.options
+    if level.n_parameters < SMALL_MODEL:
+        return True
+    matrices = any(phase.optimiser not in EVALUATING for phase in options.training.phases)
+    if matrices or options.device.type != "cpu" or not kernels_expected():
+        return False
+    parts = run.initial_system(level.index).parts.values()
+    return all(layer.suits_kernel() for part in parts for layer in part.network.chain)
 
 
 class _Prediction:

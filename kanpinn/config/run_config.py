@@ -72,7 +72,8 @@ class RunConfig:
     threads: Annotated[
         Annotated[int, Gt(0), Le(1024)] | None,
         "threads on the CPU, one per core by default; models below 10,000 parameters on the finest "
-        "level share the Jacobian among them, larger ones every operation",
+        "level share chunks of points among them, as do larger ones under adam and lbfgs whose "
+        "layers are all left to the compiled kernel; others every operation",
     ] = None
     memory_mib: Annotated[
         Annotated[float, Gt(0)] | None,

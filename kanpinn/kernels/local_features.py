@@ -72,8 +72,7 @@ class LocalFeatures:
     def transposed(self, adjoint: Tensor) -> Tensor:
         """Summed over components and points, the outer products with ``(K, n, out)``."""
         result = self.z.new_zeros(adjoint.shape[-1], self.n_features)
-        # The weights are read, though nothing that is asked for depends on them.
-        self._run(len(result), weights=result, y_adjoint=adjoint, weights_adjoint=result)
+        self._run(len(result), y_adjoint=adjoint, weights_adjoint=result)
         return result
 
     def outer(self, adjoint: Tensor) -> Tensor:
@@ -91,7 +90,8 @@ class LocalFeatures:
             columns: ``(out * f,)``; those of features that are not used are never read.
             rows: changed in place; the numbers of a row lie side by side.
         """
-        assert rows.stride(1) == 1
+        assert rows.stride(1) == 1 and adjoint.shape[:2] == self.z.shape[:2]
+        assert len(columns) == adjoint.shape[-1] * self.n_features
         given = {"y_adjoint": adjoint, "columns": columns, "rows": rows}
         self._run(adjoint.shape[-1], row=rows.stride(0), **given)
 

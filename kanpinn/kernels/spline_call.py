@@ -16,6 +16,7 @@ from kanpinn.splines import Pieces
 
 TYPES = {torch.float64: "float64", torch.float32: "float32"}
 MOST_FACTORS = 4
+NO_MEMORY = 2  # what the kernels then return
 KERNEL_SQUASHES = (None, "tanh")
 
 
@@ -138,6 +139,7 @@ def run(
     Raises:
         ValueError: if there is no kernel of this order, or a tensor is of another type than the
             inputs, or not on the CPU.
+        MemoryError: if a copy of the coefficients finds no room.
     """
     chain = _packed(spec)
     n_components, n_points, channels = z.shape
@@ -170,5 +172,8 @@ def run(
     function = getattr(library, f"kanpinn_spline_layer_{TYPES[z.dtype]}")
     knots = packed.structure()
     references = (ctypes.byref(each) for each in (shape, knots, arrays))
-    if function(*references, packed.order):
+    code = function(*references, packed.order)
+    if code == NO_MEMORY:
+        raise MemoryError("the compiled kernel found no memory for a layer's coefficients")
+    if code:
         raise ValueError(f"the kernels know no splines of order {packed.order}")

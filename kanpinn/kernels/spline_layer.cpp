@@ -2,11 +2,13 @@
 //
 //   y_k[q] = sum_p sum_l  L_k[p, l] C[first(p) + l, q],     L_k = sum_m b^(m)(s) g_{k,m}(z)
 //
-// for every component k of the jet; g are the polynomials of the chain rule. Nothing but the inputs
-// and outputs is ever held for more than a tile of points.
+// for every component k of the jet; g are the polynomials of the chain rule. Beside inputs, outputs
+// and a copy of the weights, with one row for each feature, nothing is held for more than a tile of
+// points.
 
 #include <cstdint>
 #include <cstring>
+#include <new>
 
 #include "jets.h"
 #include "vectors.h"
@@ -27,7 +29,7 @@ struct Knots {
 template <typename T>
 struct Arrays {
     const T* z;        // (components, points, channels)
-    const T* weights;  // (outputs, features)
+    const T* weights;  // (outputs, features); null where nothing asked for depends on them
     T* y;              // (components, points, outputs)
     const T* y_adjoint;
     T* z_adjoint;       // like z, or null
@@ -253,7 +255,7 @@ struct ManyOutputs {
     ManyOutputs(const Shape& shape, const Arrays<T>& arrays)
         : shape(shape), width(padded_width<T>(shape)), stride(shape.components * width),
           far(shape.features / shape.channels * width * int64_t(sizeof(T)) > 32768),
-          weights(padded_weights(shape, arrays.weights, width)),
+          weights(arrays.weights ? padded_weights(shape, arrays.weights, width) : Numbers<T>()),
           gathered(arrays.weights_adjoint ? shape.features * width : 0, T(0)),
           tile(TILE * stride, T(0)) {}
 
@@ -567,16 +569,25 @@ int run(const Shape& shape, const Knots<T>& knots, const Arrays<T>& arrays, int 
     }
 }
 
+// Forward into y, or with y_adjoint backward or into rows; or which features are used. 0: done;
+// 1: no such order; 2: no memory.
+template <typename T>
+int answer(const Shape& shape, const Knots<T>& knots, const Arrays<T>& arrays, int order) {
+    try {
+        return run<T>(shape, knots, arrays, order);
+    } catch (const std::bad_alloc&) {
+        return 2;
+    }
+}
+
 }  // namespace
 
-// Forward into y, or with y_adjoint backward or into rows; or which features are used. 0: done;
-// 1: no such order.
 extern "C" int kanpinn_spline_layer_float64(const Shape* shape, const Knots<double>* knots,
                                             const Arrays<double>* arrays, int order) {
-    return run<double>(*shape, *knots, *arrays, order);
+    return answer<double>(*shape, *knots, *arrays, order);
 }
 
 extern "C" int kanpinn_spline_layer_float32(const Shape* shape, const Knots<float>* knots,
                                             const Arrays<float>* arrays, int order) {
-    return run<float>(*shape, *knots, *arrays, order);
+    return answer<float>(*shape, *knots, *arrays, order);
 }

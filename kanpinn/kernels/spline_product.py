@@ -2,7 +2,8 @@
 
 ``y_k[q] = sum_p sum_l L_k[p, l] C[q, first(p) + l]`` with the feature jets
 ``L_k = sum_m b^(m)(s) g_{k,m}``, of which only the ``r`` that are not zero are ever made, point by
-point. Cost and memory do not depend on the number of intervals.
+point. What a point costs does not depend on the number of intervals; a call makes a copy of the
+coefficients, and of their gradient, besides.
 """
 
 from __future__ import annotations
@@ -70,7 +71,8 @@ class SplineProduct(torch.autograd.Function):
             "shift_adjoint": torch.zeros_like(packed.shift) if any(needed[2:]) else None,
             "tables_adjoint": torch.zeros_like(packed.tables) if any(needed[2:]) else None,
         }
-        tensors = {"weights": weights, "y_adjoint": adjoint, **own}
+        inner = needed[0] or any(needed[2:])  # only these depend on the weights
+        tensors = {"weights": weights if inner else None, "y_adjoint": adjoint, **own}
         run(ctx.library, packed, ctx.spec, weights.shape, z, ctx.squash, tensors)
         knots: tuple[Tensor | None, ...] = (None, None, None)
         if own["tables_adjoint"] is not None:

@@ -173,10 +173,12 @@ class KnotLayer(Layer):
 
     def _packed_pieces(self, basis: SplineBasis) -> PackedPieces:
         """The basis as the kernel takes it, made once where the knots are fixed."""
-        packed = self._packed or PackedPieces(basis.pieces(), self.order)
-        if not self.settings.free:
-            self._packed = packed
-        return packed
+        if self.settings.free:
+            return PackedPieces(basis.pieces(), self.order)
+        if self._packed is None:
+            with torch.inference_mode(False):  # or training could not use it later
+                self._packed = PackedPieces(basis.pieces(), self.order)
+        return self._packed
 
     def features(self, z: Tensor, spec: JetSpec) -> Tensor:
         """Feature jets ``(K, n, n_features)`` of ``z``, ``(K, n, in_width)``."""

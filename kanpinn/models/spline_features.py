@@ -20,7 +20,7 @@ class SplineFeatures(torch.autograd.Function):
     """The ``r`` feature jets of each channel that are not zero, of ``z`` on fixed knots.
 
     From ``z`` ``(K, n, channels)`` to features ``(K, n, channels, r)`` and the flat index of the
-    first of them, ``(n, channels)``. Once differentiable: jets replace derivatives of derivatives.
+    first of them, ``(n, channels)``. Differentiable once more by :func:`local_features`.
     """
 
     @staticmethod
@@ -29,14 +29,16 @@ class SplineFeatures(torch.autograd.Function):
         first, values = basis.local(z[0], spec.order + 1)  # (n, P), (D+2, n, P, r)
         ctx.save_for_backward(z, values)
         ctx.mark_non_differentiable(first)
-        ctx.spec = spec
+        ctx.basis, ctx.spec = basis, spec
         return combine(values, z[..., None], spec), first
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, adjoint: Tensor, _: None) -> tuple[Tensor, None, None]:
         """Adjoint of ``z`` from that of the features."""
         z, values = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            again, _first = local_features(z, ctx.spec, ctx.basis)
+            return *torch.autograd.grad(again, z, adjoint, create_graph=True), None, None
         return _adjoint(adjoint, z, values, ctx.spec), None, None
 
 

@@ -236,10 +236,11 @@ class _UniformPieces:
     def _product(self, derivatives: int) -> Tensor:
         """Matrix ``((D + 1) r, r)`` from powers of ``u`` to all functions and derivatives."""
         if derivatives not in self._products:
-            rows = [differentiate(self.table, m) for m in range(derivatives + 1)]
-            if len(self.scale) == 1:
-                rows = [row * self.scale.item() ** m for m, row in enumerate(rows)]
-            self._products[derivatives] = torch.cat(rows).to(self.scale)
+            with torch.inference_mode(False):  # or training could not use it later
+                rows = [differentiate(self.table, m) for m in range(derivatives + 1)]
+                if len(self.scale) == 1:
+                    rows = [row * self.scale.item() ** m for m, row in enumerate(rows)]
+                self._products[derivatives] = torch.cat(rows).to(self.scale)
         return self._products[derivatives]
 
     def evaluate(self, x: Tensor, derivatives: int) -> tuple[Tensor, Tensor]:

@@ -202,7 +202,8 @@ class ChunkJacobian:
         used = torch.zeros(self.n_parameters, dtype=torch.bool, device=like.device)
         for part in parts:
             used[part.used] = True
-        places, count = used.cumsum(0) - 1, int(used.sum())
+        # Columns that are not used have no place, and are never read.
+        places, count = (used.cumsum(0) - 1).clamp(min=0), int(used.sum())
         whole = like.new_zeros(points.stop - points.start, self.n_equations, count)
         for part in parts:
             part.add_to(whole, places)
