@@ -23,9 +23,10 @@ from kanpinn.models.tape import LayerRecord, Tape
 from kanpinn.optimisers import ParameterLayout
 from kanpinn.residuals import ResidualBlock, System, evaluate_rows
 
-# Features for every one that is not zero, up to which products with held features are faster than
-# those by the kernel, which makes them anew (measured: 2 to 3 times at 3, 1.7 times at 11).
-MOST_SPARSE = 16.0
+# Features for every one that is not zero, up to which products with held features are taken to be
+# faster than those by the kernel, which makes them anew (benchmarks/products.py: on one machine 2
+# to 3 times at 3 to 5, on another only for one output; on both slower from 10 on).
+MOST_SPARSE = 8.0
 
 
 @dataclass(frozen=True)
