@@ -20,7 +20,7 @@ from kanpinn.errors import ProblemError
 from kanpinn.geometry import Box
 from kanpinn.problem import Problem
 
-LIBRARIES = ("torch", "numpy", "scipy", "h5py", "pydantic")
+LIBRARIES = ("numpy", "scipy", "h5py", "pydantic")
 GIT_SECONDS = 5.0
 
 
@@ -46,6 +46,7 @@ def gather(
         "versions": {
             "kanpinn": __version__,
             "python": platform.python_version(),
+            "torch": str(torch.__version__),  # names the build, for CUDA or not
             **{name: _version(name) for name in LIBRARIES},
             "cuda": torch.version.cuda,
         },

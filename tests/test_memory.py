@@ -250,7 +250,7 @@ def test_peaks_are_a_process_own() -> None:
         return float(subprocess.check_output([sys.executable, "-c", command], text=True))
 
     small = peak()
-    ballast = np.ones(2**26)  # 512 MiB
+    ballast = np.ones(2**27)  # a GiB: torch alone takes half of one in a build for CUDA
     assert peak() < small + 100 < ballast.nbytes / MIB
 
 

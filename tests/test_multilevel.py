@@ -504,6 +504,10 @@ RUNS: dict[str, tuple[type[Problem], RunOptions]] = {
 }
 
 
+LONGER = {"auto, extended", "least squares"}  # to be interrupted many times
+MOST_RUNS = [pytest.param(name, marks=pytest.mark.slow if name in LONGER else ()) for name in RUNS]
+
+
 @pytest.fixture(scope="module")
 def undisturbed() -> dict[str, RunState]:
     return {name: run(problem(), chosen) for name, (problem, chosen) in RUNS.items()}
@@ -574,11 +578,7 @@ def resumed(problem: type[Problem], chosen: RunOptions, state: RunState, steps: 
     return MultilevelRun(problem(), chosen, StopAfter(steps), saved).run()
 
 
-LONGER = {"auto, extended", "least squares"}
-ANY_STEP = [pytest.param(n, marks=pytest.mark.slow if n in LONGER else ()) for n in RUNS]
-
-
-@pytest.mark.parametrize("name", ANY_STEP)
+@pytest.mark.parametrize("name", MOST_RUNS)
 def test_interrupted_at_any_step(name: str, undisturbed: dict[str, RunState]) -> None:
     problem, chosen = RUNS[name]
     whole = undisturbed[name]
@@ -599,7 +599,7 @@ def test_interrupted_at_every_step(name: str, undisturbed: dict[str, RunState]) 
     assert_same(state, undisturbed[name])
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", MOST_RUNS)
 def test_out_of_time_at_every_step(name: str, undisturbed: dict[str, RunState]) -> None:
     problem, chosen = RUNS[name]
     limited = replace(chosen, training=replace(chosen.training, time_limit=1e-9))
@@ -666,7 +666,7 @@ class Recorder(NullObserver):
         self.notes.append(message)
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", MOST_RUNS)
 def test_killed_after_any_checkpoint(name: str, undisturbed: dict[str, RunState]) -> None:
     """A run goes on from every state its observer was told to save."""
     problem, chosen = RUNS[name]
