@@ -261,8 +261,15 @@ def test_peaks_are_a_process_own() -> None:
     [("{optimiser: lm, steps: 1, iterations: 5}", 40.0), ("{optimiser: lbfgs, steps: 1}", 30.0)],
     ids=["least squares", "gradients"],
 )
-def test_peaks_of_processes_keep_to_the_bound(tmp_path: Path, phase: str, bound: float) -> None:
-    """Beside those of a run that takes next to nothing; without the bound they are far above."""
+def test_peaks_of_processes_keep_to_the_bound(
+    tmp_path: Path, phase: str, bound: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside those of a run that takes next to nothing; without the bound they are far above.
+
+    Gradients are those of PyTorch's operators: the compiled kernel holds next to nothing.
+    """
+    if "lbfgs" in phase:
+        monkeypatch.setenv("KANPINN_KERNELS", "torch")
     config = tmp_path / "config.yaml"
     config.write_text(json.dumps({**CONFIG, "threads": 1}))
     common = [f"training.phases=[{phase}]", "training.levels=1"]
@@ -273,7 +280,7 @@ def test_peaks_of_processes_keep_to_the_bound(tmp_path: Path, phase: str, bound:
         done = subprocess.run([*command, "--json"], capture_output=True, text=True, check=True)
         return float(json.loads(done.stdout)["peak_rss_mb"])
 
-    large = ["sampling.interior=4000", "model.width=12", "model.intervals=24"]
+    large = ["sampling.interior=12000", "model.width=12", "model.intervals=24"]
     if "lbfgs" in phase:
         large += ["model.type=multichannel", "model.order=4", "model.width=16"]
     least = peak("least", "model.width=2", "sampling.interior=50", "sampling.held_out=20")
