@@ -1,9 +1,10 @@
 """Products with a Jacobian: features that are held, or made anew by the kernel each time.
 
-Usage: python benchmarks/products.py [--order 4] [--outputs 8] [--repeats 15]
+Usage: python benchmarks/products.py [--order 4] [--outputs 1,2,4,8,22] [--repeats 15]
 
 One thread, the features of the Laplacian's jets in two channels. The ratio of both times decides
-from which sparsity on features are no longer held (``MOST_SPARSE`` in ``training/jacobian.py``).
+from which sparsity and how many outputs on features are no longer held (``MOST_SPARSE`` in
+``training/jacobian.py``).
 """
 
 from __future__ import annotations
@@ -45,20 +46,24 @@ def milliseconds(of: Features, outputs: int, repeats: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--order", type=int, default=4)
-    parser.add_argument("--outputs", type=int, default=8)
+    parser.add_argument("--outputs", default="1,2,4,8,22", help="of the layer")
     parser.add_argument("--repeats", type=int, default=15)
     options = parser.parse_args()
     torch.set_num_threads(1)
     if kernels().library is None:
         parser.error("there is no compiled kernel on this machine")
-    print("| intervals | features for one not zero | held, ms | made anew, ms | ratio |")
-    print("|---|---|---|---|---|")
+    outputs = [int(number) for number in options.outputs.split(",")]
+    heads = [f"{number} output{'s' * (number > 1)}" for number in outputs]
+    print(f"| intervals | features for one not zero | {' | '.join(heads)} |")
+    print(f"|---|---|{len(outputs) * '---|'}")
     for intervals in (8, 16, 32, 64, 128, 256):
         local = features(options.order, intervals)
         both = (DenseFeatures(local.dense()), local)
-        held, anew = (milliseconds(of, options.outputs, options.repeats) for of in both)
-        cells = (intervals, local.sparsity, held, anew, anew / held)
-        print(f"| {' | '.join(f'{cell:.3g}' for cell in cells)} |", flush=True)
+        cells = [f"{intervals}", f"{local.sparsity:.3g}"]
+        for number in outputs:
+            held, anew = (milliseconds(of, number, options.repeats) for of in both)
+            cells.append(f"{held:.3g} / {anew:.3g} ms: {anew / held:.2g}")
+        print(f"| {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,7 +17,6 @@ from kanpinn.residuals import evaluate_rows
 from kanpinn.sampling import QUADRATURE, sample, stream
 from kanpinn.training.accumulate import triangular_factor
 from kanpinn.training.objective import SystemObjective, flat_gradient
-from kanpinn.training.parallel import ordered_map
 from kanpinn.training.parameters import ParameterPack
 from kanpinn.training.squares import squares
 
@@ -238,59 +235,6 @@ def test_triangular_factor_keeps_small_singular_values() -> None:
     found = torch.linalg.svdvals(factor_of((left * values @ right).split(40)))
     torch.testing.assert_close(found, values, rtol=0, atol=1e-15)
     assert abs(float(found[-1]) / 1e-12 - 1) < 1e-3
-
-
-def test_workers_change_no_bit() -> None:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)  # only then is the work shared
-    try:
-        system, blocks = make(KANOptions(width=2, order=5, intervals=2), Reaction(), n=5000)
-        found = []
-        for workers in (1, 2, 3):
-            objective, theta = objective_of(system, blocks, chunk=64, workers=workers)
-            found.append((objective.triangle(theta), objective.squares(theta, 0.0).upper))
-    finally:
-        torch.set_num_threads(before)
-    for other in found[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
-
-
-def test_an_error_in_a_worker_is_raised() -> None:
-    def fails(number: int) -> int:
-        return 1 // number
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with pytest.raises(ZeroDivisionError):
-            list(ordered_map(fails, [2, 1, 0, 3], 2))
-        assert list(ordered_map(lambda n: -n, range(7), 3)) == [-n for n in range(7)]
-    finally:
-        torch.set_num_threads(before)
-
-
-def test_threads_are_kept_and_nothing_goes_on_behind_a_reader() -> None:
-    begun, ended, names = [], [], set()
-
-    def work(number: int) -> int:
-        begun.append(number)
-        names.add(threading.current_thread().name)
-        time.sleep(0.02)
-        ended.append(number)
-        return number
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        for _ in range(3):
-            assert list(ordered_map(work, range(6), 2)) == list(range(6))
-        assert len(names) == 2
-        reader = ordered_map(work, range(6), 2)
-        assert next(reader) == 0
-        reader.close()  # type: ignore[attr-defined]
-        assert sorted(begun) == sorted(ended)
-    finally:
-        torch.set_num_threads(before)
 
 
 def test_flat_gradient_of_what_does_not_depend() -> None:

@@ -49,12 +49,20 @@ def test_shares_of_a_bound() -> None:
     assert bound.systems_mib(500) == 32 and bound.systems_mib(3) == 3
     assert bound.rows(4096, 4096.0) == 1024  # 4 MiB at once
     assert bound.rows(4096, 1e9) == LEAST_ROWS and bound.rows(4, 1e9) == 4
-    assert free.workers(16, 10**5, 1000, 8) == 16
-    assert bound.workers(16, 10**5, 400, 8) == 4  # no Jacobian is made
+
+
+def test_threads_are_bounded_with_the_memory_they_take() -> None:
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    free, bound = Memory(threads=16), Memory(64.0, sets=4, threads=16)
+    assert (free.sharing(cpu), bound.sharing(cpu), free.sharing(gpu)) == (16, 4, 1)
+    assert Memory().sharing(cpu) == torch.get_num_threads()
+    assert free.workers(cpu, 10**5, 1000, 8) == 16
+    assert bound.workers(cpu, 10**5, 400, 8) == 4  # no Jacobian is made
     squares = replace(bound, jacobian=True)
     # By the dense solver 6 (1 + threads) n^2 numbers: 14.6, 22 and 29 of 32 MiB by 1 to 3 threads.
-    assert [squares.workers(k, 10**5, 400, 8) for k in (1, 2, 3, 16)] == [1, 2, 3, 3]
-    assert squares.workers(16, 10**5, 1000, 8) == 4  # which does not fit: another one is used
+    found = [replace(squares, threads=k).workers(cpu, 10**5, 400, 8) for k in (1, 2, 3, 16)]
+    assert found == [1, 2, 3, 3]
+    assert squares.workers(cpu, 10**5, 1000, 8) == 4  # which does not fit: another one is used
 
 
 def test_rows_at_once_follow_from_the_bound() -> None:

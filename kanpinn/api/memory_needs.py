@@ -124,7 +124,7 @@ class Sizes:
     def _workers(self) -> int:
         """Threads that share the chunks."""
         sizes = (self.rows, self.level.n_parameters, self._number)
-        return self._memory(True).workers(self.options.workers, *sizes)
+        return self._memory(True).workers(self.options.device, *sizes)
 
     @property
     def _recorded(self) -> int:
@@ -175,7 +175,8 @@ class Sizes:
 
     def _evaluation(self) -> float:
         """Points that errors are measured at, at once."""
-        rows = evaluation_rows(self.system, self._memory(False))
+        memory = self._memory(False)
+        rows = evaluation_rows(self.system, memory) * memory.sharing(self.options.device)
         return rows * evaluation_numbers(self.system) * 8.0
 
     def _optimiser(self) -> float:

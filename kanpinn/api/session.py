@@ -22,15 +22,14 @@ from kanpinn.errors import DivergedError
 from kanpinn.io.interrupt import StopSignals
 from kanpinn.io.progress import Display, Silent
 from kanpinn.io.run_folder import RunFolder, RunObserver, RunWriter, Status, new_folder
-from kanpinn.kernels import kernels, kernels_expected
+from kanpinn.kernels import kernels
 from kanpinn.provenance import describe_problem, gather
 from kanpinn.solution import Solution
 from kanpinn.solution.origin import AnyProblem
-from kanpinn.training import MultilevelRun, RunState
+from kanpinn.training import RunState
 
 RUNS = Path("runs")
-SMALL_MODEL = 10_000  # parameters on the finest level: multiply-adds per point and jet component
-EVALUATING = ("adam", "lbfgs")  # optimisers that do little beside evaluating
+SMALL_MODEL = 2_000  # parameters on the finest level: the side of an optimiser's matrices
 
 
 def solve(
@@ -95,32 +94,20 @@ def _place(prepared: Prepared, out: str | Path | None, resume: bool) -> RunFolde
 
 @contextmanager
 def _threads(prepared: Prepared) -> Iterator[None]:
-    """PyTorch's threads while a run goes on."""
-    before = torch.get_num_threads()
-    number = 1 if _share_points(prepared.run) else prepared.config.threads
+    """PyTorch's threads while a run goes on, beside those that share chunks of points.
+
+    Below ``SMALL_MODEL`` parameters the work of an operation is not worth sharing: waiting for a
+    busy core costs more than is gained. No result depends on the number of threads then.
+    """
+    before, number = torch.get_num_threads(), prepared.config.threads
+    if prepared.run.hierarchy.levels[-1].n_parameters < SMALL_MODEL:
+        number = 1
     if number is not None:
         torch.set_num_threads(number)
     try:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _share_points(run: MultilevelRun) -> bool:
-    """Whether threads take chunks of points, each its own, instead of sharing every operation.
-
-    So below ``SMALL_MODEL`` parameters, where the work of an operation is not worth sharing (and
-    waiting for a busy core costs most), and where the compiled kernel evaluates all layers, since a
-    call of it has one thread. Optimisers with large matrices need all threads for an operation.
-    """
-    level, options = run.hierarchy.levels[-1], run.options
-    if level.n_parameters < SMALL_MODEL:
-        return True
-    matrices = any(phase.optimiser not in EVALUATING for phase in options.training.phases)
-    if matrices or options.device.type != "cpu" or not kernels_expected():
-        return False
-    parts = run.initial_system(level.index).parts.values()
-    return all(layer.suits_kernel() for part in parts for layer in part.network.chain)
 
 
 class _Prediction:
@@ -243,7 +230,7 @@ class _Session:
 
     @property
     def _n_threads(self) -> int:
-        """Threads at work: within an operation, or side by side on the Jacobian."""
+        """Threads at work: within an operation, or side by side on chunks of points."""
         return max(torch.get_num_threads(), self.options.workers)
 
     def _announce(self) -> None:

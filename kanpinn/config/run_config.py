@@ -71,9 +71,8 @@ class RunConfig:
     ] = "float64"
     threads: Annotated[
         Annotated[int, Gt(0), Le(1024)] | None,
-        "threads on the CPU, one per core by default; models below 10,000 parameters on the finest "
-        "level share chunks of points among them, as do larger ones under adam and lbfgs whose "
-        "layers are all left to the compiled kernel; others every operation",
+        "threads on the CPU, one per core by default; they share chunks of points, and from 2,000 "
+        "parameters on the finest level on, the optimisers' operations as well",
     ] = None
     memory_mib: Annotated[
         Annotated[float, Gt(0)] | None,

@@ -18,7 +18,7 @@ from kanpinn.plotting.style import Floats
 from kanpinn.problem import Problem
 from kanpinn.residuals import ResidualBlock, System, evaluate_rows, required_jets
 from kanpinn.training.block_data import UNBOUNDED
-from kanpinn.training.derivatives import jet_slices
+from kanpinn.training.derivatives import map_slices
 from kanpinn.training.memory import Memory
 
 LINE_POINTS, PLANE_POINTS, COARSE_POINTS = 1001, 201, 33
@@ -251,19 +251,21 @@ def _rows(
     memory: Memory,
 ) -> NDArray[np.float64]:
     """Residual rows ``(n, m)``, in chunks, without gradient."""
-    pieces, widest = [], max(specs.values(), key=lambda spec: spec.n_components)
-    with torch.no_grad():
-        for piece in jet_slices(system, len(points), widest, memory):
-            at = points.rows(piece)
-            parts = [
-                (rows, _own_rows(block, owner, specs, at.rows(rows)))
-                for rows, owner in system.pieces(at.x)
-            ]
-            found = torch.empty(len(at), parts[0][1].shape[1], dtype=torch.float64)
-            for where, values in parts:
-                found[where if isinstance(where, slice) else where.cpu()] = values.double().cpu()
-            pieces.append(found)
-    return torch.cat(pieces).numpy()
+    widest = max(specs.values(), key=lambda spec: spec.n_components)
+
+    def one(piece: slice) -> Tensor:
+        at = points.rows(piece)
+        parts = [
+            (rows, _own_rows(block, owner, specs, at.rows(rows)))
+            for rows, owner in system.pieces(at.x)
+        ]
+        found = torch.empty(len(at), parts[0][1].shape[1], dtype=torch.float64)
+        for where, values in parts:
+            found[where if isinstance(where, slice) else where.cpu()] = values.double().cpu()
+        return found
+
+    pieces = map_slices(one, system, len(points), widest, memory)
+    return torch.cat(list(pieces)).numpy()
 
 
 def _own_rows(

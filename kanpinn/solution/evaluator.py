@@ -17,7 +17,7 @@ from kanpinn.jets import Jet, JetSpec
 from kanpinn.models import KnotNetwork
 from kanpinn.residuals import System
 from kanpinn.training.block_data import UNBOUNDED
-from kanpinn.training.derivatives import Side, jet_slices, system_jets
+from kanpinn.training.derivatives import Side, jet_slices, map_slices, system_jets
 from kanpinn.training.memory import Memory
 
 Outside = Literal["error", "extend", "nan"]
@@ -85,7 +85,8 @@ class Evaluator:
         device = x.device if isinstance(x, Tensor) else torch.device("cpu")
         shape = (len(x), len(self._order))
         results = {name: torch.empty(shape, dtype=like.dtype, device=device) for name in pick}
-        for rows in jet_slices(self.system, len(x), spec, self.memory):
+
+        def fill(rows: slice) -> None:
             piece = _tensor(x[rows])
             jets = system_jets(self.system, piece.to(like), spec, side)
             beyond = ~self.box.contains(piece) if outside == "nan" else None
@@ -94,6 +95,9 @@ class Evaluator:
                 if beyond is not None:
                     values[beyond] = torch.nan
                 results[name][rows] = values
+
+        for _ in map_slices(fill, self.system, len(x), spec, self.memory):
+            pass
         if isinstance(x, Tensor):
             return results
         return {name: values.numpy() for name, values in results.items()}

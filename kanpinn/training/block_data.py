@@ -15,6 +15,7 @@ from kanpinn.models.knot_layer import KnotLayer
 from kanpinn.residuals import ResidualBlock, System, evaluate_rows, n_equations, required_jets
 from kanpinn.training.accumulate import tree_sum
 from kanpinn.training.memory import Memory, power_of_two, row_numbers, rows_on_gpu
+from kanpinn.training.parallel import ordered_map
 from kanpinn.training.work import Evaluation, point_operations
 
 CHUNK_BYTES = 2**21  # of the widest layer's non-zero features: these then stay in a core's cache
@@ -187,9 +188,7 @@ def neighbours(block: ResidualBlock, points: Sequence[Points]) -> tuple[Points, 
 
 def residual_rows(data: BlockData, system: System) -> Tensor:
     """All rows ``(n_rows, m)`` of a block, without gradient."""
-    with torch.no_grad():
-        rows = [evaluate_rows(data.block, system, c.points, c.prepared) for c in data.chunks]
-    return torch.cat(rows)
+    return torch.cat(list(_chunk_rows(data, system)))
 
 
 def mean_square(data: BlockData, system: System) -> Tensor:
@@ -203,9 +202,19 @@ def mean_loss(data: BlockData, system: System) -> Tensor:
 
 
 def _mean(data: BlockData, system: System, function: Callable[[Tensor], Tensor]) -> Tensor:
-    with torch.no_grad():
-        parts = (
-            function(evaluate_rows(data.block, system, c.points, c.prepared)) for c in data.chunks
-        )
-        total, count = tree_sum([part.sum(), part.new_tensor(part.numel())] for part in parts)
+    parts = _chunk_rows(data, system, function)
+    total, count = tree_sum([part.sum(), part.new_tensor(part.numel())] for part in parts)
     return total / count
+
+
+def _chunk_rows(
+    data: BlockData, system: System, function: Callable[[Tensor], Tensor] = torch.Tensor.detach
+) -> Iterator[Tensor]:
+    """A function of every chunk's rows, without gradient."""
+
+    @torch.no_grad()
+    def one(chunk: Chunk) -> Tensor:
+        return function(evaluate_rows(data.block, system, chunk.points, chunk.prepared))
+
+    device = next(system.parameters()).device
+    return ordered_map(one, data.chunks, data.memory.sharing(device))

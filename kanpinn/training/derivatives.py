@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Literal
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,8 +12,10 @@ from kanpinn.jets import Jet, JetSpec
 from kanpinn.residuals import System
 from kanpinn.training.block_data import UNBOUNDED, chunk_rows
 from kanpinn.training.memory import EVALUATION, Memory, point_numbers, rows_on_gpu
+from kanpinn.training.parallel import ordered_map
 
 Side = Literal[-1, 1]
+T = TypeVar("T")
 
 # Points at once on a CPU: features should stay in a core's cache (measured: 1024 is within 10% of
 # the best for most networks).
@@ -33,6 +35,22 @@ def jet_slices(
     size = memory.rows(size, point, EVALUATION)
     for start in range(0, n, size):
         yield slice(start, min(start + size, n))
+
+
+def map_slices(
+    function: Callable[[slice], T],
+    system: System,
+    n: int,
+    spec: JetSpec,
+    memory: Memory = UNBOUNDED,
+) -> Iterator[T]:
+    """A function of the rows of every piece (:func:`jet_slices`), in order, without gradient.
+
+    Threads share the pieces; ``function`` is called by several.
+    """
+    device = next(system.parameters()).device
+    slices = jet_slices(system, n, spec, memory)
+    return ordered_map(torch.no_grad()(function), slices, memory.sharing(device))
 
 
 def system_jets(system: System, x: Tensor, spec: JetSpec, side: Side = 1) -> list[Jet]:
@@ -74,9 +92,13 @@ def predict_gradient(
     spec = JetSpec.closure(dimension, units)
     order = [system.field_names.index(name) for name in fields]
     result = x.new_empty(len(x), len(fields), dimension)
-    for rows in jet_slices(system, len(x), spec, memory):
+
+    def fill(rows: slice) -> None:
         jets = system_jets(system, x[rows], spec)
         for axis, unit in enumerate(units):
             columns = torch.cat([jet.component(unit) for jet in jets], -1)
             result[rows, :, axis] = columns[:, order]
+
+    for _ in map_slices(fill, system, len(x), spec, memory):
+        pass
     return result

@@ -18,6 +18,7 @@ from kanpinn.residuals import ResidualBlock, System, failure
 from kanpinn.sampling import SamplingOptions, held_out, sample, seen, stream
 from kanpinn.training.block_data import UNBOUNDED, BlockData, mean_loss, mean_square
 from kanpinn.training.memory import EVALUATION, Memory, power_of_two, rows_on_gpu
+from kanpinn.training.parallel import ordered_map
 
 EVALUATION_CHUNK = 8192  # points at once, or fewer where what a layer makes of them fills more than
 EVALUATION_BYTES = 2**24
@@ -278,10 +279,16 @@ def predict(
     result has the type of the points, whatever that of the networks.
     """
     result = x.new_empty(len(x), len(fields or system.field_names))
-    size = evaluation_rows(system, memory)
-    with torch.no_grad():
-        for values, piece in zip(result.split(size), x.split(size), strict=True):
-            values.copy_(system.values(piece, fields))
+    size, device = evaluation_rows(system, memory), next(system.parameters()).device
+
+    @torch.no_grad()
+    def fill(piece: tuple[Tensor, Tensor]) -> None:
+        values, points = piece
+        values.copy_(system.values(points, fields))
+
+    pieces = zip(result.split(size), x.split(size), strict=True)
+    for _ in ordered_map(fill, pieces, memory.sharing(device)):
+        pass
     return result
 
 

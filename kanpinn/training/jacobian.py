@@ -23,10 +23,10 @@ from kanpinn.models.tape import LayerRecord, Tape
 from kanpinn.optimisers import ParameterLayout
 from kanpinn.residuals import ResidualBlock, System, evaluate_rows
 
-# Features for every one that is not zero, up to which products with held features are taken to be
-# faster than those by the kernel, which makes them anew (benchmarks/products.py: on one machine 2
-# to 3 times at 3 to 5, on another only for one output; on both slower from 10 on).
-MOST_SPARSE = 8.0
+# Features for every one that is not zero, times outputs, up to which products with held features
+# are taken to be faster than those by the kernel, which makes them anew (benchmarks/products.py):
+# that is a cost beside the products themselves, and the less the more outputs share it.
+MOST_SPARSE = 12.0
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,8 @@ class Outer:
 
     def expanded(self) -> Outer:
         """The same with features that are held, where products are then faster."""
-        local = self.features
-        if isinstance(local, LocalFeatures) and local.sparsity < MOST_SPARSE:
+        local, outputs = self.features, self.adjoints[0].shape[-1]
+        if isinstance(local, LocalFeatures) and local.sparsity * outputs < MOST_SPARSE:
             return Outer(self.where, DenseFeatures(local.dense()), self.adjoints)
         return self
 
@@ -185,6 +185,12 @@ class ChunkJacobian:
         sizes = (self.n_points, self.n_equations, self.group, self.n_parameters)
         return ChunkJacobian(parts, *sizes)
 
+    def at(self, rows: slice) -> ChunkJacobian:
+        """Of some of the rows."""
+        points = slice(rows.start * self.group, min(rows.stop * self.group, self.n_points))
+        sizes = (points.stop - points.start, self.n_equations, self.group, self.n_parameters)
+        return ChunkJacobian(tuple(part.at(points) for part in self.parts), *sizes)
+
     def dense(self, like: Tensor) -> Tensor:
         """The whole, ``(rows, m, n)``, of the type of ``like``."""
         whole = like.new_zeros(self.n_points, self.n_equations, self.n_parameters)
@@ -193,20 +199,18 @@ class ChunkJacobian:
                 whole[:, equation, part.where] += columns
         return self._grouped(whole)
 
-    def gathered(self, rows: slice, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Columns that are not zero in some rows: their numbers ``(c,)``, ascending, and values.
+    def gathered(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Columns that are not zero in all rows: their numbers ``(c,)``, ascending, and values.
 
         The values are ``(rows, m, c)``, of the type of ``like``.
         """
-        points = slice(rows.start * self.group, min(rows.stop * self.group, self.n_points))
-        parts = [part.at(points) for part in self.parts]
         used = torch.zeros(self.n_parameters, dtype=torch.bool, device=like.device)
-        for part in parts:
+        for part in self.parts:
             used[part.used] = True
         # Columns that are not used have no place, and are never read.
         places, count = (used.cumsum(0) - 1).clamp(min=0), int(used.sum())
-        whole = like.new_zeros(points.stop - points.start, self.n_equations, count)
-        for part in parts:
+        whole = like.new_zeros(self.n_points, self.n_equations, count)
+        for part in self.parts:
             part.add_to(whole, places)
         return used.nonzero()[:, 0], self._grouped(whole)
 

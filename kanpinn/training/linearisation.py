@@ -16,6 +16,9 @@ from kanpinn.training.jacobian import ChunkJacobian
 from kanpinn.training.parallel import ordered_map
 from kanpinn.training.work import Evaluation
 
+SLICE_BYTES = 2**22  # of the rows whose columns are made at once: they stay in a core's cache
+LEAST_SLICE = 16  # rows: the sums of a slice should not cost more than its products
+
 P = TypeVar("P")
 T = TypeVar("T")
 
@@ -59,8 +62,8 @@ class ChunkedJacobian(Generic[P]):
         self.kept: list[tuple[Tensor, ChunkJacobian]] = []
         move()
         left = memory
-        for chunk, cost in zip(self.chunks, self.costs, strict=True):
-            scale, jacobian = self._made(chunk)
+        made = ordered_map(self._made, self.chunks, workers)
+        for (scale, jacobian), cost in zip(made, self.costs, strict=True):
             self.meter.add(cost.linearised)
             left -= (jacobian.numbers + scale.numel()) * scale.element_size()
             if left < 0:
@@ -97,14 +100,9 @@ class ChunkedJacobian(Generic[P]):
 
         def one(number: int) -> list[Tensor]:
             scale, jacobian = self._at(number)
-            rows = (jacobian.dense(scale) * scale[..., None]).flatten(0, 1)
-            found, start = [], 0
-            for count, width in blocks:
-                columns = rows[:, start : start + count * width]
-                start += count * width
-                each = columns.reshape(len(rows), count, width).transpose(0, 1)
-                found.append(each.mT @ each)
-            return found
+            size = _slice_rows(jacobian) if scale.device.type == "cpu" else len(scale)
+            slices = (slice(start, start + size) for start in range(0, len(scale), size))
+            return tree_sum(_block_squares(jacobian.at(s), scale[s], blocks) for s in slices)
 
         return tree_sum(self._map(one))
 
@@ -122,6 +120,25 @@ class ChunkedJacobian(Generic[P]):
     def _made(self, chunk: P) -> tuple[Tensor, ChunkJacobian]:
         scale, jacobian = self.linearise(chunk)
         return scale, jacobian.expanded().compact()
+
+
+def _slice_rows(jacobian: ChunkJacobian) -> int:
+    """Rows whose columns, all of them, fill ``SLICE_BYTES`` or less."""
+    return max(LEAST_SLICE, SLICE_BYTES // (8 * jacobian.n_equations * jacobian.n_parameters))
+
+
+def _block_squares(
+    jacobian: ChunkJacobian, scale: Tensor, blocks: Sequence[tuple[int, int]]
+) -> list[Tensor]:
+    """Of some rows with the factors ``scale`` ``(n, m)``, for every group of equal blocks."""
+    rows = (jacobian.dense(scale) * scale[..., None]).flatten(0, 1)
+    found, start = [], 0
+    for count, width in blocks:
+        columns = rows[:, start : start + count * width]
+        start += count * width
+        each = columns.reshape(len(rows), count, width).transpose(0, 1)
+        found.append(each.mT @ each)
+    return found
 
 
 def _blocks(shape: tuple[int, ...], size: int) -> Iterator[tuple[int, int]]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import torch
+
 from kanpinn.jets import JetSpec
 from kanpinn.models import KnotLayer, Layer, SplineLayer
 from kanpinn.optimisers.solver_choice import dense_numbers
@@ -28,17 +30,19 @@ ADJOINTS = 3  # numbers of a jet between layers that the kernel keeps: it, its a
 class Memory:
     """Shares of a bound on what a run takes beside the program itself.
 
-    All that follows depends on the bound and on sizes alone: neither on threads, nor on a clock.
+    Sizes follow from the bound and from other sizes alone: neither from threads, nor from a clock.
 
     Attributes:
         bound_mib: the bound in MiB; ``None`` for the rules that each part has of its own.
         jacobian: whether rows of the Jacobian are made.
         sets: of points that features are kept for.
+        threads: to share work among; ``None`` for as many as PyTorch's operators have.
     """
 
     bound_mib: float | None = None
     jacobian: bool = False
     sets: int = 1
+    threads: int | None = None
 
     def limit(self, share: float, rule: float) -> float:
         """Bytes of a part that would have ``rule``."""
@@ -69,25 +73,28 @@ class Memory:
         """Whether a linear system may take so many bytes."""
         return needed <= self.limit(SYSTEMS, needed)
 
-    def workers(self, wanted: int, rows: int, columns: int, itemsize: int) -> int:
-        """Threads at work at a time; no result depends on it.
+    def sharing(self, device: torch.device) -> int:
+        """Threads that chunks on a device are shared among; no result depends on it."""
+        if device.type != "cpu":
+            return 1
+        threads = self.threads or torch.get_num_threads()
+        return threads if self.bound_mib is None else min(threads, MOST_WORKERS)
 
-        As many as the slabs of the dense solver fit for, where it is the one that is used.
+    def workers(self, device: torch.device, rows: int, columns: int, itemsize: int) -> int:
+        """The same while training: as many as the slabs of the dense solver fit for, if it is used.
 
         Args:
-            wanted: threads asked for.
+            device: of the networks.
             rows: residuals in all.
             columns: parameters.
             itemsize: bytes of a number.
         """
-        if self.bound_mib is None:
-            return wanted
-        most = min(wanted, MOST_WORKERS)
+        most = self.sharing(device)
 
         def fits(count: int) -> bool:
             return self.holds_system(itemsize * dense_numbers(rows, columns, count))
 
-        if not (self.jacobian and fits(1)):
+        if self.bound_mib is None or not (self.jacobian and fits(1)):
             return most
         return max(count for count in range(1, most + 1) if fits(count))
 

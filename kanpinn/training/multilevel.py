@@ -382,7 +382,7 @@ class MultilevelRun:
             measures.since(before.system if before else None, like),
             options.seed,
             self.memory(True).workers(
-                options.workers,
+                options.device,
                 sum(entry.n_residuals for entry in data),
                 system.n_parameters,
                 like.element_size(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -86,7 +87,7 @@ class SystemObjective:
         """Pieces ``(any, n + 1)`` of ``[J | r]``, the Jacobian beside the residuals."""
         self.pack.write(theta)
         self.meter.add(sum(data.cost().jacobian for data in self.data))
-        yield from map(self._jacobian_piece, self._chunks())
+        yield from ordered_map(self._jacobian_piece, self._chunks(), self.workers)
         if self.penalty is not None:
             yield self.penalty.jacobian_piece(self.pack.layout)
 
@@ -123,17 +124,24 @@ class SystemObjective:
         self.pack.write(theta)
         self.meter.add(sum(data.cost().gradient for data in self.data))
         parameters = tuple(self.pack.parameters.values())
-        pieces, start = [], 0
-        if self.penalty is not None:
-            rows = self.penalty.rows()
-            pieces.append([flat_gradient((u[-len(rows) :] * rows).sum(), parameters)])
-        for data, chunk in self._chunks():
+
+        @torch.enable_grad()
+        def one(piece: tuple[BlockData, Chunk], part: Tensor) -> list[Tensor]:
+            data, chunk = piece
             rows = evaluate_rows(data.block, self.system, chunk.points, chunk.prepared)
-            part = u[start : start + rows.numel()].view_as(rows)
-            start += rows.numel()
-            weighted = (self._scale(data, chunk, rows) * part * rows).sum()
-            pieces.append([flat_gradient(weighted, parameters)])
-        return tree_sum(pieces)[0]
+            weighted = self._scale(data, chunk, rows) * part.view_as(rows) * rows
+            return [flat_gradient(weighted.sum(), parameters)]
+
+        chunks = list(self._chunks())
+        sizes = [len(chunk.points[0]) // d.block.group * d.n_equations for d, chunk in chunks]
+        own = sum(sizes)
+        given = zip(chunks, u[:own].split(sizes), strict=True)
+        pieces = ordered_map(lambda pair: one(*pair), given, self.workers)
+        if self.penalty is None:
+            return tree_sum(pieces)[0]
+        rows = self.penalty.rows()
+        below = flat_gradient((u[own:] * rows).sum(), parameters)
+        return tree_sum(chain([[below]], pieces))[0]
 
     def squares(self, theta: Tensor, memory: float) -> Squares:
         """The square of ``[J | r]`` at ``theta``, its blocks kept if ``memory`` bytes hold them."""
@@ -211,7 +219,7 @@ class SystemObjective:
             return
         for start in range(0, len(rows), BLOCK_ROWS):
             some = slice(start, start + BLOCK_ROWS)
-            index, columns = jacobian.gathered(some, rows)
+            index, columns = jacobian.at(some).gathered(rows)
             last = index.new_full((1,), total)
             yield torch.cat([index, last]), _weighed(columns, rows[some], scale[some])
 
@@ -310,8 +318,9 @@ class SystemObjective:
         for data in self.data:
             group, chosen = data.block.group, self.chosen.get(data.block.name)
             if chosen is not None:
-                chunk = data.select(chosen, self.system)
-                yield _Piece(data, chunk, chosen, len(chosen) // group)
+                for some in chosen.split(data.size):
+                    chunk = data.select(some, self.system)
+                    yield _Piece(data, chunk, some, len(chosen) // group)
                 continue
             for chunk in data.chunks:
                 rows = slice(chunk.rows.start // group, chunk.rows.stop // group)

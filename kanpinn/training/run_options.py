@@ -24,7 +24,7 @@ class RunOptions:
     seed: int = 0
     dtype: torch.dtype = torch.float64
     device: torch.device = torch.device("cpu")  # noqa: RUF009 - immutable
-    workers: int = 1  # threads that share the chunks of points; no result depends on them
+    workers: int = 1  # threads of a CPU that share chunks of points; no result depends on them
     memory_mib: float | None = None  # bound on all that a run takes beside the program itself
     graphs: bool = True  # on a GPU, whether evaluations are recorded and replayed
     start: int = 0  # which of this seed's random initial networks
@@ -36,7 +36,8 @@ class RunOptions:
             jacobian: whether rows of the Jacobian of the points in question could be asked for.
             blocks: number of residual blocks; features are kept of their held-out points, too.
         """
-        return Memory(self.memory_mib, jacobian and self.training.linearises, 2 * blocks)
+        jacobian = jacobian and self.training.linearises
+        return Memory(self.memory_mib, jacobian, 2 * blocks, self.workers)
 
     def bounded(self, memory_mib: float | None) -> RunOptions:
         """With a bound on memory that linear systems keep to their share of."""
