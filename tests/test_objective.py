@@ -17,6 +17,7 @@ from torch import Tensor
 from kanpinn.conditions import Condition, Dirichlet, Mean, Periodic
 from kanpinn.errors import ConfigError
 from kanpinn.geometry import Box, FixedPoints, Points
+from kanpinn.kernels import kernels_unused
 from kanpinn.models import KANOptions, MLPOptions, ModelOptions, MultichannelOptions
 from kanpinn.problem import Problem, build_system
 from kanpinn.residuals import ResidualBlock, Site, System
@@ -275,16 +276,28 @@ def test_repeated_evaluations_are_bitwise_equal(n: int) -> None:
     assert torch.equal(first[0], second[0]) and torch.equal(first[1], second[1])
 
 
-def test_chunk_rule_is_a_power_of_two_of_the_model_alone() -> None:
+@pytest.mark.parametrize("kernel", [False, True])
+@pytest.mark.parametrize("jacobian", [False, True])
+def test_chunk_rule_is_a_power_of_two_of_the_model_alone(kernel: bool, jacobian: bool) -> None:
     sizes = {}
     for width in (2, 64):
-        system, blocks = make(KANOptions(width=width, order=6, intervals=2))
-        data = BlockData(blocks[0][0], blocks[0][1], system)
-        sizes[width] = chunk_rows(system, data.specs, 1)
-        assert data.size == sizes[width]
-        assert chunk_rows(system, data.specs, 2) <= sizes[width]
-    assert sizes[64] < sizes[2] <= 4096 and sizes[64] >= 64
+        system, blocks = make(KANOptions(widths=(2, width, width, 1), order=6, intervals=2))
+        specs = BlockData(*blocks[0], system).specs
+
+        def rows(sites: int) -> int:
+            return chunk_rows(system, specs, sites, lambda _: not kernel, jacobian)  # noqa: B023
+
+        sizes[width] = rows(1)
+        assert rows(2) <= sizes[width]
+    assert 64 <= sizes[64] < sizes[2] <= 4096
     assert all(size & (size - 1) == 0 for size in sizes.values())
+
+
+def test_chunks_are_larger_where_the_kernel_makes_no_features() -> None:
+    system, blocks = make(KANOptions(widths=(2, 64, 64, 1), order=4, intervals=20))
+    specs = BlockData(*blocks[0], system).specs
+    rows = [chunk_rows(system, specs, 1, lambda _: made, False) for made in (True, False)]  # noqa: B023
+    assert rows[0] < rows[1] <= 2048
 
 
 def test_chunks_hold_whole_groups() -> None:
@@ -515,7 +528,7 @@ def test_given_data_is_held_out_only_by_the_problem() -> None:
 @pytest.mark.parametrize(
     ("model", "rows"),
     [
-        (KANOptions(width=2, intervals=2), 8192),
+        (KANOptions(width=2, intervals=2), 16384),
         (KANOptions(width=64, intervals=64), 256),
         (MultichannelOptions(width=64, intervals=64, order=4), 64),
         (MLPOptions(width=256), 1024),
@@ -523,7 +536,10 @@ def test_given_data_is_held_out_only_by_the_problem() -> None:
 )
 def test_wide_networks_are_evaluated_on_fewer_points_at_once(model: Any, rows: int) -> None:
     system, _ = make(model)
-    assert evaluation_rows(system) == rows
+    with kernels_unused():
+        assert evaluation_rows(system) == rows
+    assert evaluation_rows(system) >= rows  # more where no features are made
+    rows = evaluation_rows(system)
     x = torch.linspace(-1, 1, 2 * (rows + 7), dtype=torch.float64).reshape(-1, 2)
     with torch.no_grad():
         torch.testing.assert_close(predict(system, x), system.values(x), rtol=0, atol=1e-13)

@@ -177,7 +177,11 @@ class Sizes:
         """Points that errors are measured at, at once."""
         memory = self._memory(False)
         rows = evaluation_rows(self.system, memory) * memory.sharing(self.options.device)
-        return rows * evaluation_numbers(self.system) * 8.0
+        return (
+            rows
+            * 8.0
+            * evaluation_numbers(self.system, lambda layer: self._makes_features(layer, False))
+        )
 
     def _optimiser(self) -> float:
         """Vectors as long as the parameters, or the Jacobian, of the greediest phase."""

@@ -20,6 +20,11 @@ from kanpinn.training.work import Evaluation, point_operations
 
 CHUNK_BYTES = 2**21  # of the widest layer's non-zero features: these then stay in a core's cache
 POINTS_PER_FUNCTION = 8  # of a channel's basis, at least, in a chunk
+MOST_ROWS = 4096
+# The same for gradients by the kernel, which makes no features.
+KERNEL_WORK = 2**26  # multiply-adds: tens of milliseconds, beside some of Python's for every chunk
+KERNEL_POINTS_PER_FUNCTION = 48  # since it also puts the coefficients in its own order
+KERNEL_MOST_ROWS = 2048
 UNBOUNDED = Memory()
 FEATURE_CACHE_BYTES = 2**28  # of the first layer's features, kept from step to step, per block
 
@@ -154,25 +159,40 @@ def rows_at_once(
     numbers = row_numbers(system, specs, n_sites, n_equations, makes_features, memory.jacobian)
     row = like.element_size() * numbers
     on_cpu = like.device.type == "cpu"
-    rows = chunk_rows(system, specs, n_sites) if on_cpu else rows_on_gpu(row)
-    return memory.rows(chunk or rows, row)
+    cached = chunk_rows(system, specs, n_sites, makes_features, memory.jacobian) if on_cpu else 0
+    return memory.rows(chunk or cached or rows_on_gpu(row), row)
 
 
-def chunk_rows(system: System, specs: Mapping[str, JetSpec], n_sites: int) -> int:
+def chunk_rows(
+    system: System,
+    specs: Mapping[str, JetSpec],
+    n_sites: int,
+    makes_features: Callable[[Layer], bool],
+    jacobian: bool,
+) -> int:
     """Rows per chunk: the widest layer's non-zero feature jets fill about ``CHUNK_BYTES``.
 
     At least ``POINTS_PER_FUNCTION`` for every function of a channel, though: a chunk reads all
-    coefficients and makes a gradient of that size, which must not be most of its work. A power of
-    two between 64 and 4096, a function of the model and the equation alone.
+    coefficients and makes a gradient of that size, which must not be most of its work. Where the
+    kernel evaluates all layers and no Jacobian is made, a chunk has the work ``KERNEL_WORK``:
+    enough beside what Python takes for a chunk, little enough to be shared among threads.
+
+    A power of two between 64 and 4096, a function of the model, the equation and the kind of
+    optimiser alone.
     """
-    widest, most = 1, 1
+    widest, most, work, by_kernel = 1, 1, 1, not jacobian
     for name, spec in specs.items():
         for layer in system.parts[name].network.chain:
             local = layer.in_width * (layer.order if isinstance(layer, KnotLayer) else 1)
-            widest = max(widest, spec.n_components * local * n_sites)
+            size = spec.n_components * local * n_sites
+            widest, work = max(widest, size), work + size * layer.out_width
             most = max(most, layer.n_features // layer.in_width)
+            by_kernel = by_kernel and not makes_features(layer)
+    if by_kernel:
+        rows = max(KERNEL_WORK // work, KERNEL_POINTS_PER_FUNCTION * most)
+        return power_of_two(rows, KERNEL_MOST_ROWS)
     rows = max(CHUNK_BYTES // (8 * widest), POINTS_PER_FUNCTION * most)
-    return power_of_two(rows, 4096)
+    return power_of_two(rows, MOST_ROWS)
 
 
 def neighbours(block: ResidualBlock, points: Sequence[Points]) -> tuple[Points, ...]:

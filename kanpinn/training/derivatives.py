@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from kanpinn.jets import Jet, JetSpec
+from kanpinn.models import Layer
 from kanpinn.residuals import System
 from kanpinn.training.block_data import UNBOUNDED, chunk_rows
 from kanpinn.training.memory import EVALUATION, Memory, point_numbers, rows_on_gpu
@@ -28,10 +29,15 @@ def jet_slices(
     """The rows of ``n`` points in pieces whose jets are evaluated at once."""
     like = next(system.parameters())
     jets, specs = like.new_empty(0), dict.fromkeys(system.parts, spec)
-    numbers = point_numbers(system, specs, lambda layer: layer.needs_features(jets))
-    point = numbers * like.element_size()
-    on_cpu = like.device.type == "cpu"
-    size = min(chunk_rows(system, specs, 1), LARGEST_CHUNK) if on_cpu else rows_on_gpu(point)
+
+    def makes_features(layer: Layer) -> bool:
+        return layer.needs_features(jets)
+
+    point = point_numbers(system, specs, makes_features) * like.element_size()
+    if like.device.type == "cpu":
+        size = min(chunk_rows(system, specs, 1, makes_features, False), LARGEST_CHUNK)
+    else:
+        size = rows_on_gpu(point)
     size = memory.rows(size, point, EVALUATION)
     for start in range(0, n, size):
         yield slice(start, min(start + size, n))

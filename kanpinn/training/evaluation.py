@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from kanpinn.errors import KanpinnError, ProblemError
 from kanpinn.geometry import Points
+from kanpinn.models import Layer
 from kanpinn.problem import Problem
 from kanpinn.residuals import ResidualBlock, System, failure
 from kanpinn.sampling import SamplingOptions, held_out, sample, seen, stream
@@ -20,8 +21,11 @@ from kanpinn.training.block_data import UNBOUNDED, BlockData, mean_loss, mean_sq
 from kanpinn.training.memory import EVALUATION, Memory, power_of_two, rows_on_gpu
 from kanpinn.training.parallel import ordered_map
 
-EVALUATION_CHUNK = 8192  # points at once, or fewer where what a layer makes of them fills more than
+EVALUATION_CHUNK = (
+    32768  # points at once, or fewer where what a layer makes of them fills more than
+)
 EVALUATION_BYTES = 2**24
+KEPT_BY_KERNEL = 3  # times a layer's inputs and outputs
 SATURATION = 0.5  # of the held-out score of the level before, at most, for an estimated error
 
 
@@ -294,15 +298,26 @@ def predict(
 
 def evaluation_rows(system: System, memory: Memory = UNBOUNDED) -> int:
     """Points at once: a power of two, a function of model, bound and kind of device alone."""
-    point = 8 * evaluation_numbers(system)
-    on_cpu = next(system.parameters()).device.type == "cpu"
+    like = next(system.parameters())
+    jets, on_cpu = like.new_empty(0), like.device.type == "cpu"
+    point = 8 * evaluation_numbers(system, lambda layer: layer.needs_features(jets))
     rows = (
         power_of_two(EVALUATION_BYTES / point, EVALUATION_CHUNK) if on_cpu else rows_on_gpu(point)
     )
     return memory.rows(rows, point, EVALUATION)
 
 
-def evaluation_numbers(system: System) -> int:
-    """About how many numbers an evaluation of values holds for every point."""
+def evaluation_numbers(system: System, makes_features: Callable[[Layer], bool]) -> int:
+    """About how many numbers an evaluation of values holds for every point.
+
+    Args:
+        system: the networks.
+        makes_features: whether a layer makes its features, or the kernel works without.
+    """
     layers = [layer for part in system.parts.values() for layer in part.network.chain]
-    return max(layer.numbers_per_point for layer in layers)
+    return max(
+        layer.numbers_per_point
+        if makes_features(layer)
+        else KEPT_BY_KERNEL * (layer.in_width + layer.out_width)
+        for layer in layers
+    )

@@ -213,7 +213,8 @@ class TrainingOptions:
     log_every: Annotated[int, Gt(0), "steps between logged lines and held-out evaluations"] = 50
     checkpoint_every: Annotated[int, Gt(0), "steps between checkpoints"] = 1000
     chunk: Annotated[
-        Annotated[int, Gt(0)] | None, "rows evaluated at once; by default a rule on their memory"
+        Annotated[int, Gt(0)] | None,
+        "rows evaluated at once; by default a rule on caches and on work",
     ] = None
 
     def __post_init__(self) -> None:
