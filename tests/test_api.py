@@ -711,6 +711,20 @@ def test_ctrl_c_in_a_script(tmp_path: Path) -> None:
     assert read_checkpoint(tmp_path / "run" / "checkpoint.h5").history
 
 
+def test_ctrl_c_while_figures_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def press(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("kanpinn.plotting.plot_run", press)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "script", overrides=["figures=true"])
+    done = run(tmp_path / "run", overrides=["figures=true"], on_interrupt="return")
+    assert done.status.final
+    assert read_checkpoint(tmp_path / "script" / "checkpoint.h5").history
+    log = (tmp_path / "run" / "run.log").read_text()
+    assert f"stopped: `kanpinn plot {tmp_path / 'run'}` draws the figures" in log
+
+
 # --- a problem of one's own ---------------------------------------------------------------------
 OWN = """
 from dataclasses import dataclass

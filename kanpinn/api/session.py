@@ -75,7 +75,11 @@ def solve(
             session.train(lambda: signals() or (stop is not None and stop()))
             summary = session.finish()
             signals.release()  # all that counts is saved: from here on Ctrl-C acts at once
-            session.draw()
+            try:
+                session.draw()
+            except KeyboardInterrupt:  # the run is done, if without figures
+                if on_interrupt == "raise":
+                    raise
     if signals.requested and on_interrupt == "raise":
         raise KeyboardInterrupt
     return SolveResult(Status(summary["status"]), summary, folder.path)
@@ -204,6 +208,9 @@ class _Session:
             plot_run(self._solution(), self.prepared.problem, self.folder.figures)
         except Exception as error:  # anything may go wrong in the user's reference, or on the disk
             self._warn("the figures could not be drawn", error)
+        except KeyboardInterrupt:
+            self._note(f"stopped: `kanpinn plot {self.folder.path}` draws the figures")
+            raise
 
     def _continue(self) -> None:
         """Take the state from the folder's checkpoint."""
