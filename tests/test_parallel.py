@@ -15,7 +15,16 @@ from torch import Tensor
 
 from kanpinn.models import KANOptions
 from kanpinn.residuals import System
-from kanpinn.training import derivatives, evaluation, predict
+from kanpinn.training import (
+    accumulate,
+    block_data,
+    derivatives,
+    evaluation,
+    linearisation,
+    predict,
+    squares,
+)
+from kanpinn.training import objective as objective_module
 from kanpinn.training.block_data import BlockData, mean_square, residual_rows
 from kanpinn.training.derivatives import predict_gradient
 from kanpinn.training.memory import Memory
@@ -71,6 +80,30 @@ def test_operators_have_one_thread_meanwhile() -> None:
     assert torch.get_num_threads() == 3
 
 
+def test_the_last_result_finds_all_threads() -> None:
+    seen = [torch.get_num_threads() for _ in ordered_map(abs, range(5), 2)]
+    assert seen == [1, 1, 1, 1, 3]
+
+
+def test_threads_set_in_the_meantime_are_left_alone() -> None:
+    reader = ordered_map(abs, range(5), 2)
+    next(reader)
+    torch.set_num_threads(2)
+    reader.close()  # type: ignore[attr-defined]
+    assert torch.get_num_threads() == 2
+
+
+def test_inference_mode_is_carried_over() -> None:
+    system, _ = make()
+    x = torch.rand(9000, 2, dtype=torch.float64)
+    memory = Memory(0.5, threads=2)
+    with torch.inference_mode():
+        values = predict(system, x, memory=memory)
+        gradients = predict_gradient(system, x, ["u"], memory)
+    torch.testing.assert_close(values, predict(system, x), rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(gradients, predict_gradient(system, x, ["u"]))
+
+
 def test_a_thread_that_shares_work_shares_no_other() -> None:
     """It would wait for the threads that wait for it."""
 
@@ -105,34 +138,39 @@ def shared(monkeypatch: pytest.MonkeyPatch, *modules: Any) -> list[int]:
 def of_objective(objective: SystemObjective, theta: Tensor) -> list[Tensor]:
     torch.manual_seed(0)
     u = torch.randn(len(objective.residuals(theta)), dtype=torch.float64)
+    linear = objective.linearise(theta, 1e6)
     return [
         objective.triangle(theta),
         objective.squares(theta, 0.0).upper,
         torch.cat(list(objective.jacobian_rows(theta))),
         objective.transposed_product(theta, u),
-        objective.linearise(theta, 1e6).transposed(u),
+        linear.transposed(u),
+        linear.product(theta),
+        *linear.block_squares(8),
         *objective.loss_and_gradient(theta),
     ]
 
 
-def test_of_an_objective() -> None:
+def test_of_an_objective(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.set_num_threads(1)  # as for small models: the last digits of a QR depend on its threads
     system, blocks = make(KANOptions(width=2, order=5, intervals=2), Reaction(), n=5000)
+    monkeypatch.setattr("kanpinn.training.linearisation.SLICE_BYTES", 2**14)  # several slices
+    counts = shared(monkeypatch, accumulate, linearisation, objective_module, squares)
     found = [
         of_objective(*objective_of(system, blocks, chunk=64, workers=workers))
         for workers in (1, 2, 3)
     ]
+    once = len(counts) // 3
+    assert counts[:once] == once * [1] and min(counts[once:]) > 1
     for other in found[1:]:
         assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
 
 
 def test_of_a_mini_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is evaluated in chunks like all points, and its loss is the mean over its own."""
-    import kanpinn.training.objective as module
-
     system, blocks = make(n=500)
     rows = torch.randperm(500, generator=torch.Generator().manual_seed(1))[:301]
-    counts, found = shared(monkeypatch, module), []
+    counts, found = shared(monkeypatch, objective_module), []
     for workers in (1, 3):
         objective, theta = objective_of(
             system, blocks, chunk=64, workers=workers, chosen={"equation": rows},
@@ -166,9 +204,7 @@ def whole_batch(system: System, blocks: Any, rows: Tensor) -> tuple[Tensor, Tens
 
 
 def test_of_evaluations(monkeypatch: pytest.MonkeyPatch) -> None:
-    import kanpinn.training.block_data as module
-
-    counts = shared(monkeypatch, module, derivatives, evaluation)
+    counts = shared(monkeypatch, block_data, derivatives, evaluation)
     system, blocks = make(n=300)
     x = 2 * torch.rand(3000, 2, dtype=torch.float64) - torch.tensor([1.0, 0.0])
     found = []

@@ -74,8 +74,8 @@ def solve(
             session = _Session(prepared, folder, writer, display, resume)
             session.train(lambda: signals() or (stop is not None and stop()))
             summary = session.finish()
-            signals.release()  # all that counts is saved: from here on Ctrl-C acts at once
             try:
+                signals.release()  # all that counts is saved: from here on Ctrl-C acts at once
                 session.draw()
             except KeyboardInterrupt:  # the run is done, if without figures
                 if on_interrupt == "raise":
@@ -201,8 +201,8 @@ class _Session:
         wanted = self.prepared.config.figures and self.status is not Status.INTERRUPTED
         if not (wanted and self.fresh):
             return
-        self.display.note("drawing the figures")
         try:
+            self.display.note("drawing the figures")
             from kanpinn.plotting import plot_run
 
             plot_run(self._solution(), self.prepared.problem, self.folder.figures)

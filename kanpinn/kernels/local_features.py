@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cached_property
-
 import torch
 from torch import Tensor
 
@@ -56,7 +54,7 @@ class LocalFeatures:
         shape = (*self.z.shape[:2], 1)
         return torch.stack([self.outer(unit[:, None, None].expand(shape)) for unit in units])
 
-    @cached_property
+    @property
     def used(self) -> Tensor:
         """Numbers of the features whose support has some point in it, ascending."""
         found = torch.zeros(self.n_features, dtype=torch.uint8)

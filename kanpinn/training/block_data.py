@@ -208,7 +208,7 @@ def neighbours(block: ResidualBlock, points: Sequence[Points]) -> tuple[Points, 
 
 def residual_rows(data: BlockData, system: System) -> Tensor:
     """All rows ``(n_rows, m)`` of a block, without gradient."""
-    return torch.cat(list(_chunk_rows(data, system)))
+    return torch.cat(list(_evaluated(data, system)))
 
 
 def mean_square(data: BlockData, system: System) -> Tensor:
@@ -222,12 +222,12 @@ def mean_loss(data: BlockData, system: System) -> Tensor:
 
 
 def _mean(data: BlockData, system: System, function: Callable[[Tensor], Tensor]) -> Tensor:
-    parts = _chunk_rows(data, system, function)
+    parts = _evaluated(data, system, function)
     total, count = tree_sum([part.sum(), part.new_tensor(part.numel())] for part in parts)
     return total / count
 
 
-def _chunk_rows(
+def _evaluated(
     data: BlockData, system: System, function: Callable[[Tensor], Tensor] = torch.Tensor.detach
 ) -> Iterator[Tensor]:
     """A function of every chunk's rows, without gradient."""

@@ -24,8 +24,9 @@ from kanpinn.optimisers import ParameterLayout
 from kanpinn.residuals import ResidualBlock, System, evaluate_rows
 
 # Features for every one that is not zero, times outputs, up to which products with held features
-# are taken to be faster than those by the kernel, which makes them anew (benchmarks/products.py):
-# that is a cost beside the products themselves, and the less the more outputs share it.
+# are taken to be faster than those by the kernel, which makes them anew: that is a cost beside the
+# products themselves, and the less the more outputs share it. From benchmarks/products.py on a
+# machine with AVX2 alone; with AVX-512 matrix products are faster, and the kernel is not measured.
 MOST_SPARSE = 12.0
 
 

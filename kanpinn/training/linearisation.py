@@ -100,9 +100,14 @@ class ChunkedJacobian(Generic[P]):
 
         def one(number: int) -> list[Tensor]:
             scale, jacobian = self._at(number)
-            size = _slice_rows(jacobian) if scale.device.type == "cpu" else len(scale)
-            slices = (slice(start, start + size) for start in range(0, len(scale), size))
-            return tree_sum(_block_squares(jacobian.at(s), scale[s], blocks) for s in slices)
+            size = _slice_rows(jacobian, scale) if scale.device.type == "cpu" else len(scale)
+            total = _block_squares(jacobian.at(slice(0, size)), scale[:size], blocks)
+            for start in range(size, len(scale), size):
+                some = slice(start, start + size)
+                found = _block_squares(jacobian.at(some), scale[some], blocks)
+                for sum_, part in zip(total, found, strict=True):
+                    sum_ += part
+            return total
 
         return tree_sum(self._map(one))
 
@@ -122,9 +127,10 @@ class ChunkedJacobian(Generic[P]):
         return scale, jacobian.expanded().compact()
 
 
-def _slice_rows(jacobian: ChunkJacobian) -> int:
+def _slice_rows(jacobian: ChunkJacobian, like: Tensor) -> int:
     """Rows whose columns, all of them, fill ``SLICE_BYTES`` or less."""
-    return max(LEAST_SLICE, SLICE_BYTES // (8 * jacobian.n_equations * jacobian.n_parameters))
+    row = like.element_size() * jacobian.n_equations * jacobian.n_parameters
+    return max(LEAST_SLICE, SLICE_BYTES // row)
 
 
 def _block_squares(

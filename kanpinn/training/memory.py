@@ -74,7 +74,7 @@ class Memory:
         return needed <= self.limit(SYSTEMS, needed)
 
     def sharing(self, device: torch.device) -> int:
-        """Threads that chunks on a device are shared among; no result depends on it."""
+        """Threads that chunks on a device are shared among."""
         if device.type != "cpu":
             return 1
         threads = self.threads or torch.get_num_threads()

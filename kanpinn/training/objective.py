@@ -41,7 +41,8 @@ class SystemObjective:
         data: blocks with their points.
         attention: row weights ``w`` per block name, ``(n_rows,)``; ones where missing.
         chosen: rows of a block that are a mini-batch ``(any,)``, by its name; all where missing.
-        workers: threads that share the chunks; no result depends on them.
+        workers: threads that share the chunks; with operators of one thread no result depends on
+            them.
         factors: ``f`` per block name, ``(n_rows,)``; ones where missing.
         penalty: on rough splines.
 

@@ -26,12 +26,15 @@ def ordered_map(function: Callable[[S], T], items: Iterable[S], workers: int) ->
     PyTorch's operators release the interpreter, so that threads of it run side by side. Meanwhile
     an operator has one thread: two kinds of sharing would fight for the cores. Where there is
     nothing to share (a single item, a call from a thread that is itself one of several), operators
-    keep their threads. Modes of PyTorch (``no_grad``) are a thread's own: ``function`` sets them.
+    keep their threads. Of PyTorch's modes, which are a thread's own, ``inference_mode`` is carried
+    over; ``function`` sets others (``no_grad``).
     """
     items = list(items)
     if min(workers, len(items)) < 2 or getattr(_THREAD, "shares", False):
         yield from map(function, items)
         return
+    if torch.is_inference_mode_enabled():
+        function = torch.inference_mode()(function)
     with _operators_in_one_thread():
         pool, waiting = _threads(workers, os.getpid()), deque[Future[T]]()
         try:
@@ -39,12 +42,14 @@ def ordered_map(function: Callable[[S], T], items: Iterable[S], workers: int) ->
                 waiting.append(pool.submit(copy_context().run, function, item))
                 if len(waiting) == workers:
                     yield waiting.popleft().result()
-            while waiting:
+            while len(waiting) > 1:
                 yield waiting.popleft().result()
+            last = waiting.popleft().result()
         finally:  # nothing goes on behind an error, or a reader that has enough
             for future in waiting:
                 future.cancel()
             wait(waiting)
+    yield last  # no thread is at work any more: what is made of it has all of them
 
 
 @lru_cache
@@ -59,13 +64,15 @@ def _threads(workers: int, process: int) -> ThreadPoolExecutor:
 
 @contextmanager
 def _operators_in_one_thread() -> Iterator[None]:
-    """PyTorch's operators in one thread; both changes take a microsecond."""
+    """PyTorch's operators in one thread; both changes take a microsecond.
+
+    What has been set in the meantime is left alone: a map that is given up ends late.
+    """
     before = torch.get_num_threads()
-    if before == 1:  # what other threads of the program have set is left alone
-        yield
-        return
-    torch.set_num_threads(1)
+    if before > 1:
+        torch.set_num_threads(1)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        if before > 1 and torch.get_num_threads() == 1:
+            torch.set_num_threads(before)

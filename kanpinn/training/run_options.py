@@ -24,7 +24,7 @@ class RunOptions:
     seed: int = 0
     dtype: torch.dtype = torch.float64
     device: torch.device = torch.device("cpu")  # noqa: RUF009 - immutable
-    workers: int = 1  # threads of a CPU that share chunks of points; no result depends on them
+    workers: int = 1  # threads of a CPU that share chunks of points
     memory_mib: float | None = None  # bound on all that a run takes beside the program itself
     graphs: bool = True  # on a GPU, whether evaluations are recorded and replayed
     start: int = 0  # which of this seed's random initial networks
